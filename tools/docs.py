@@ -59,17 +59,24 @@ def _type(anno):
     if anno in (inspect.Parameter.empty, None, type(None)): return ''
     return re.sub(r'\b[\w.]+\.', '', anno.__name__ if isinstance(anno, type) else str(anno)).replace(' ', '')
 
-def _value(v): return '' if v is inspect.Parameter.empty else getattr(v, '__name__', None) or re.sub(r' at 0x\w+', '', repr(v))
+def _value(v):
+    if v is inspect.Parameter.empty: return ''
+    text = re.sub(r' at 0x\w+', '', getattr(v, '__name__', None) or repr(v))
+    return re.sub(r'\d+\.\d{5,}', lambda m: f'{float(m[0]):.4g}', text)
+
 def _row(*cells): return '| ' + ' | '.join(re.sub(r'\s*\n\s*', ' ', c).replace('|', r'\|') for c in cells) + ' |'
 def _code(s): return s and f'`{s}`'
 
 class Renderer(ShowDocRenderer):
     def __init__(self, sym, name=None, title_level=3):
-        self.is_property = isinstance(sym, property)
         super().__init__(sym, name, title_level)
+        self.callable = self.sig is not None and not isinstance(sym, property)
+        if isinstance(sym, type):  # an `__init__` that comes from fastai or torch is theirs to document
+            owner = next(c for c in sym.__mro__ if '__init__' in vars(c))
+            self.callable &= owner.__module__.split('.')[0] in (cfg.lib_name, sym.__module__.split('.')[0])
         self.params = docments(self.sym, full=True)
         self.params.pop('self', None)
-        self.documented = any(p.docment for p in self.params.values())
+        self.documented = self.callable and any(p.docment for p in self.params.values())
 
     def call(self):
         "How to call it, with types only where no table follows to tell them"
@@ -92,7 +99,7 @@ class Renderer(ShowDocRenderer):
     def _repr_markdown_(self):
         name, src = self.nm.replace('_', r'\_'), NbdevLookup().code(self.fn)
         src = src and f'<a class="source" href="{escape(src.replace(cfg.git_url, git_url))}">source</a>'
-        call = '' if self.sig is None or self.is_property else f'```python\n{self.call()}\n```'
+        call = f'```python\n{self.call()}\n```' if self.callable else ''
         return '\n\n'.join(filter(None, [f"{'#'*self.title_level} {name}", f'<div class="api" data-name="{self.nm.lower()}">{src or ""}</div>',
                                          call, self.docs, self.table()]))
 
