@@ -65,7 +65,8 @@ def _value(v):
     return re.sub(r'\d+\.\d{5,}', lambda m: f'{float(m[0]):.4g}', text)
 
 def _row(*cells): return '| ' + ' | '.join(re.sub(r'\s*\n\s*', ' ', c).replace('|', r'\|') for c in cells) + ' |'
-def _code(s): return s and f'`{s}`'
+def _code(s): return s and f'`{s}`'      # nbdev links what it names,
+def _plain(s): return s and f'`` {s} ``'  # unless it is written like this: a parameter `pool` is not the function `pool`
 
 class Renderer(ShowDocRenderer):
     def __init__(self, sym, name=None, title_level=3):
@@ -91,7 +92,7 @@ class Renderer(ShowDocRenderer):
     def table(self):
         if not self.documented: return ''
         rows = [('Name', 'Type', 'Default', 'What it is'), ('---',)*4]
-        rows += [(_code(k) if k != 'return' else '*returns*', _code(_type(p.anno)), _code(_value(p.default)), p.docment or '')
+        rows += [(_plain(k) if k != 'return' else '*returns*', _code(_type(p.anno)), _plain(_value(p.default)), p.docment or '')
                  for k,p in self.params.items() if k != 'return' or p.docment]
         filled = [column for column in zip(*rows) if any(column[2:])]
         return '\n'.join(_row(*r) for r in zip(*filled))
@@ -104,7 +105,7 @@ class Renderer(ShowDocRenderer):
                                          call, self.docs, self.table()]))
 
 
-# The processors of nbdev, but an exported cell stays, folded under the word "Source"
+# The processors of nbdev, but an exported cell stays, folded under "Show the code"
 
 def fold_export(cell):
     "Fold exported cells, leave out those that only import or that are hidden"
