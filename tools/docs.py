@@ -252,10 +252,10 @@ def main():
     if strays: stop(f'a notebook is called index or begins with a number, unlike {sorted(strays)}')
     if sidebar.read_text() != sidebar_yml(): stop('nbs/sidebar.yml does not name the notebooks that there are; run: python tools/docs.py --sidebar')
     write_pages()
-    if build_main(['-q', '-W', '--keep-going', '-c', 'tools/docs', '-d', '_proc/_doctrees', str(pages), '_proc/_html']): stop('Sphinx has warned or failed, see above')
+    failed = build_main(['-q', '-W', '--keep-going', '-c', 'tools/docs', '-d', '_proc/_doctrees', str(pages), '_proc/_html'])
     shutil.rmtree(site, ignore_errors=True)
     shutil.move('_proc/_html', site)
-    bad = list(faults())
+    bad = ['Sphinx has warned or failed, see above']*bool(failed) + list(faults())
     if bad: stop('\n  '.join(['the site has faults:', *bad]))
     print(f'docs: {len(notebooks()) + 1} pages in {site.relative_to(root)}, every local link leads somewhere')
 

@@ -19,7 +19,7 @@ nb_execution_mode = 'off'
 nb_code_prompt_show, nb_code_prompt_hide = 'Show the code', 'Hide the code'
 nb_render_markdown_format = 'gfm'
 nb_render_image_options = {'alt': 'What the code above draws'}
-myst_enable_extensions = ['attrs_inline', 'colon_fence', 'deflist', 'dollarmath', 'html_image', 'smartquotes', 'strikethrough']
+myst_enable_extensions = ['attrs_inline', 'dollarmath', 'html_image', 'smartquotes', 'strikethrough']
 myst_all_links_external = True  # tools/docs.py resolves and checks them
 myst_heading_anchors = 4
 
