@@ -20,7 +20,7 @@ from .data import InputError
 from .study import Place, demo_figure, demo_table, get_runs, probe_table, read_result, run_study
 from .weights import atomic
 
-# %% ../nbs/17_cli.ipynb #732e8934
+# %% ../nbs/17_cli.ipynb #ce2faad3
 def plain_errors(f):
     "Print bad input as one line and leave with exit code 2; on Ctrl-C say how to go on"
     @wraps(f)
@@ -33,7 +33,7 @@ def plain_errors(f):
         raise SystemExit(code)
     return g
 
-# %% ../nbs/17_cli.ipynb #58c64c08
+# %% ../nbs/17_cli.ipynb #45a4b7e3
 def report_demo(
     runs:list, # of `demo_runs`, all of them run
     place:Place):
@@ -53,7 +53,7 @@ What to try next:
   ssl_study demo --data DIR --download        more images: CIFAR-10's release, fetched into DIR (170 MB; about twice the time)
   jupyter lab nbs/                            read how it is done, change a block, run it again (in a checkout)"""
 
-# %% ../nbs/17_cli.ipynb #79c106ab
+# %% ../nbs/17_cli.ipynb #cefd5bff
 @call_parse
 @plain_errors
 def ssl_study(

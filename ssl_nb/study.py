@@ -8,7 +8,7 @@ __all__ = ['RESULT_KEYS', 'KINDS', 'DEMO', 'METHODS', 'STUDIES', 'machine', 'git
            'probe_blocks', 'transfer', 'run_study', 'do_run', 'demo_runs', 'mean_spread', 'demo_accuracies',
            'demo_table', 'demo_probes', 'probe_table', 'demo_figure', 'get_runs']
 
-# %% ../nbs/16_study.ipynb #cc636de0
+# %% ../nbs/16_study.ipynb #705d870d
 import hashlib
 import json
 import platform
@@ -35,7 +35,7 @@ from .rotation import rotnet_learner
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, atomic, load_weights, save_weights
 
-# %% ../nbs/16_study.ipynb #5607630a
+# %% ../nbs/16_study.ipynb #758cd213
 def machine(device):
     "Device, versions and code that a result was made with"
     name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else platform.processor() or platform.machine()
@@ -57,8 +57,8 @@ def weights_digest(model):
     for k,v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/16_study.ipynb #59e4f04e
-RESULT_KEYS = 'study run kind protocol scale seed data config metrics history seconds machine commit'.split()
+# %% ../nbs/16_study.ipynb #521a5e05
+RESULT_KEYS = 'study run name kind protocol scale seed data config metrics history seconds machine commit'.split()
 
 def save_result(result:dict, folder):
     "Write a result file, whole or not at all"
@@ -81,7 +81,7 @@ def read_results(
     results = [read_result(p) for p in sorted(Path(folder).glob('*.json'))]
     return [r for r in results if all(r.get(k) == v for k,v in want.items())]
 
-# %% ../nbs/16_study.ipynb #abe8d2ed
+# %% ../nbs/16_study.ipynb #2696f4e3
 def find_device(name:str='auto'):
     "The torch device of that name; `auto` takes a GPU where there is one. Raises `InputError` when there is no such device."
     if name == 'auto': return default_device()
@@ -114,7 +114,7 @@ class Place:
     def weights(self, run): return self.folder/'weights'/f'{run}.safetensors'
     def checkpoint(self, run): return self.folder/'checkpoints'/f'{run}.ckpt'
 
-# %% ../nbs/16_study.ipynb #a7fbdcde
+# %% ../nbs/16_study.ipynb #bfce23a2
 class Bar(Callback):
     "A progress bar in the terminal for a whole fit"
     order = Checkpoint.order + 1  # when a resumed fit knows where it begins
@@ -123,15 +123,15 @@ class Bar(Callback):
     def before_fit(self):
         start = self.checkpoint.start if hasattr(self.learn, 'checkpoint') else 0
         n = len(self.dls.train)
-        self.bar,self.next_read = tqdm(total=self.n_epoch*n, initial=start*n, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True), 0
+        self.tqdm,self.next_read = tqdm(total=self.n_epoch*n, initial=start*n, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True), 0
 
     def after_batch(self):
         if not self.training: return
-        self.bar.update()
+        self.tqdm.update()
         if time.monotonic() > self.next_read:
-            self.bar.set_postfix_str(f'loss {float(self.loss):.3f}'); self.next_read = time.monotonic() + 1
+            self.tqdm.set_postfix_str(f'loss {self.loss.item():.3f}'); self.next_read = time.monotonic() + 1
 
-    def after_fit(self): self.bar.close()
+    def after_fit(self): self.tqdm.close()
 
 def fit_run(
     learn:Learner,
@@ -139,11 +139,11 @@ def fit_run(
     place:Place):
     "A one-cycle fit with a bar and a checkpoint each epoch"
     config = {k: run[k] for k in ('run','seed','data','config')}
-    learn.add_cbs([Checkpoint(place.checkpoint(run['run']), config), Bar(run.get('desc', run['run']))])
+    learn.add_cbs([Checkpoint(place.checkpoint(run['run']), config), Bar(run.get('desc', run['name']))])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(run['config']['epochs'], run['config']['lr'])
     return learn
 
-# %% ../nbs/16_study.ipynb #852b45ea
+# %% ../nbs/16_study.ipynb #3a726f97
 def pretrain_rotation(run, place):
     "Train a NIN to tell rotations; its trunk's weights are kept"
     c = run['config']
@@ -186,7 +186,7 @@ def transfer(run, place):
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 
-# %% ../nbs/16_study.ipynb #3a726f97
+# %% ../nbs/16_study.ipynb #c965d0d7
 def run_study(
     runs:list, # of dicts, see `demo_runs`
     place:Place,
@@ -196,7 +196,7 @@ def run_study(
     if verbose: print(f"{runs[0]['study']}, scale {runs[0]['scale']}, protocol {runs[0]['protocol']}, seed {runs[0]['seed']}: {len(runs)} runs on {place.device}, {sum(done)} of them done; results go to {place.folder}")
     for i,(run,skip) in enumerate(zip(runs, done)):
         if skip: continue
-        run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {run["run"]}')
+        run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {run["name"]}')
         result = do_run(run, place)
         if verbose: print(f"{run['desc']}: {_in_words(result['metrics'])}  ({result['seconds']:.0f} s)", flush=True)
 
@@ -224,7 +224,7 @@ def _difference(a, b):
 def _in_words(metrics):
     return ', '.join(f"{k.replace('_',' ')} {' '.join(f'{100*x:.1f}' for x in (v if isinstance(v, list) else [v]))} %" for k,v in metrics.items())
 
-# %% ../nbs/16_study.ipynb #f6e1a5be
+# %% ../nbs/16_study.ipynb #b66def6d
 DEMO = dict(
     tiny=dict(train=300, test=100, width=12, pretrain=dict(epochs=2, bs=25, lr=.1), transfer=dict(epochs=2, steps=5, bs=25, lr=.1), labels=(5,), draws=2),
     small=dict(train=10000, test=None, width=48, pretrain=dict(epochs=6, bs=32, lr=.1), transfer=dict(epochs=4, steps=50, bs=50, lr=.1), labels=(20,100), draws=3))
@@ -240,7 +240,7 @@ def demo_runs(
     s = DEMO[scale]
     tag = f'{scale}-{protocol}-{data}-seed{seed}'
     def run(name, kind, seed=seed, **config):
-        return dict(study='demo', run=f'{tag}-{name}', kind=kind, protocol=protocol, scale=scale, seed=seed, data=dict(name=data), config=dict(train=s['train'], test=s['test'], width=s['width'], **config))
+        return dict(study='demo', run=f'{tag}-{name}', name=name, kind=kind, protocol=protocol, scale=scale, seed=seed, data=dict(name=data), config=dict(train=s['train'], test=s['test'], width=s['width'], **config))
     runs = [run('pretrain', 'pretrain', **s['pretrain'])]
     start = dict(rotnet=f'{tag}-pretrain', random='random', scratch='random')
     runs += [run(f'probe-{m}', 'probe', start=start[m]) for m in ('rotnet','random')]
@@ -250,7 +250,7 @@ def demo_runs(
                          mode='finetune' if m == 'scratch' else 'cached', **s['transfer']) for m in METHODS]
     return runs
 
-# %% ../nbs/16_study.ipynb #9a45dfbb
+# %% ../nbs/16_study.ipynb #de10aaee
 def mean_spread(
     values:list): # accuracies, 0 to 1
     "Mean and standard deviation over draws, in per cent, with the number of draws"
@@ -286,7 +286,7 @@ def demo_figure(results:list):
     for ax,t in zip(axs, ('pretraining: four rotations', 'few labels, two blocks + conv head', 'kNN on features of each block')): ax.set_title(t, fontsize=9)
     return fig
 
-# %% ../nbs/16_study.ipynb #69da54c2
+# %% ../nbs/16_study.ipynb #54c00d17
 STUDIES = dict(demo=dict(runs=demo_runs, scales=tuple(DEMO), protocols=('best',)))
 
 def get_runs(
