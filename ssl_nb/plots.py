@@ -127,5 +127,6 @@ def plot_methods(
             at,a = i+(j-(len(table)-1)/2)*wide, 100*np.array(accs[k])
             ax.bar(at, a.mean(), wide*.92, color=f'C{j}', label=name if i == 0 else None)
             ax.plot([at]*len(a), a, 'k.', ms=3)
-    ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel='labels a class', ylabel=ylabel); ax.legend(fontsize=8)
+    ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel='labels a class', ylabel=ylabel)
+    ax.margins(y=.3); ax.legend(fontsize=8, loc='upper left')  # room for the legend above the bars
     return ax

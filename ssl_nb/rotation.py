@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
+from fastcore.foundation import L
 from torch import nn
 
 from .augment import Augment, rotnet_augment
@@ -60,7 +61,7 @@ def rotnet_learner(
     trunk = nin(protocol) if trunk is None else trunk
     model = nn.Sequential(trunk, linear_head(feature_shape(trunk, size=size), 4))
     kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **kwargs}
-    cbs = [Augment(*(augment or rotnet_augment(protocol))), Rotation(), *kwargs.pop('cbs', [])]
+    cbs = [Augment(*(augment or rotnet_augment(protocol))), Rotation(), *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, nn.CrossEntropyLoss(), cbs=cbs, **kwargs)
 
 def rotation_accuracy(pred, targ):

@@ -162,7 +162,7 @@ def get_trunk(run, place):
     torch.manual_seed(run['seed'])
     trunk = nin(run['protocol'], width=c['width'])
     if c['start'] != 'random': return load_weights(trunk, place.weights(c['start'])).to(place.device)
-    return set_bn_statistics(trunk.to(place.device), place.part(c['train'], c['test'])[0], rotnet_augment(run['protocol'])[1])
+    return set_bn_statistics(trunk.to(place.device), place.part(min(c['train'], 1000), c['test'])[0], rotnet_augment(run['protocol'])[1])
 
 def probe_blocks(run, place):
     "kNN on the features of each block; all training images are the bank"
@@ -227,7 +227,7 @@ def _in_words(metrics):
 # %% ../nbs/16_study.ipynb #b66def6d
 DEMO = dict(
     tiny=dict(train=300, test=100, width=12, pretrain=dict(epochs=2, bs=25, lr=.1), transfer=dict(epochs=2, steps=5, bs=25, lr=.1), labels=(5,), draws=2),
-    small=dict(train=10000, test=None, width=48, pretrain=dict(epochs=6, bs=32, lr=.1), transfer=dict(epochs=4, steps=50, bs=50, lr=.1), labels=(20,100), draws=3))
+    small=dict(train=10000, test=None, width=36, pretrain=dict(epochs=8, bs=32, lr=.1), transfer=dict(epochs=4, steps=100, bs=50, lr=.1), labels=(20,100), draws=3))
 
 METHODS = dict(rotnet='RotNet frozen + conv', random='random frozen + conv', scratch='same net from scratch')
 

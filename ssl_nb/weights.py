@@ -6,6 +6,7 @@
 __all__ = ['atomic', 'save_weights', 'read_config', 'load_weights', 'Checkpoint', 'read_checkpoint']
 
 # %% ../nbs/15_weights.ipynb #5790bdb9
+import io
 import json
 import os
 from contextlib import contextmanager
@@ -16,12 +17,12 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .data import InputError
 
-# %% ../nbs/15_weights.ipynb #9b45f824
+# %% ../nbs/15_weights.ipynb #0178e204
 @contextmanager
 def atomic(path):
     "Give a temporary path beside `path` to write to; it takes the name `path` when all went well. Raises `InputError` when there is no room or no permission."
@@ -32,13 +33,11 @@ def atomic(path):
         yield part
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
-    except Exception as e:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
-        if isinstance(e, OSError) or 'No space left' in str(e):
-            raise InputError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}; make room, or choose another folder") from e
-        raise
+    except OSError as e: raise InputError(f"cannot write {path}: {e.strerror or e}; make room, or choose another folder") from e
+    finally:
+        if part.parent.is_dir(): part.unlink(missing_ok=True)
 
-# %% ../nbs/15_weights.ipynb #1384be81
+# %% ../nbs/15_weights.ipynb #7041d071
 def save_weights(
     model:nn.Module, # what to save
     path, # a file name that ends in `.safetensors`
@@ -46,7 +45,8 @@ def save_weights(
     **config): # what made the weights; anything that JSON can hold
     "Write the weights and buffers of `model` as safetensors, with `config` in the header"
     state = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    with atomic(path) as part: save_file(state, part, metadata={'format': 'pt', 'config': json.dumps(config)})
+    data = save(state, metadata={'format': 'pt', 'config': json.dumps(config)})
+    with atomic(path) as part: part.write_bytes(data)
 
 def read_config(
     path): # a file that `save_weights` wrote
@@ -69,7 +69,7 @@ def _reading(path):
     try: yield
     except (SafetensorError, OSError, ValueError) as e: raise InputError(f"{path} is damaged or no safetensors file ({e}); delete it and make it again") from e
 
-# %% ../nbs/15_weights.ipynb #2acbaf08
+# %% ../nbs/15_weights.ipynb #8e0437e0
 class Checkpoint(Callback):
     "Write all that the rest of a fit depends on to `path` after each epoch; begin from there if the file is there already"
     order = 70  # after the Recorder and the schedulers
@@ -97,7 +97,9 @@ class Checkpoint(Callback):
             rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state() if cuda else None,
             values=[[float(x) for x in v] for v in r.values], iters=list(r.iters), lrs=[float(x) for x in r.lrs],
             losses=torch.stack([torch.as_tensor(l).as_subclass(torch.Tensor).cpu() for l in r.losses]), smooth=(r.smooth_loss.count, r.smooth_loss.val.as_subclass(torch.Tensor)))
-        with atomic(self.path) as part: torch.save(state, part)
+        data = io.BytesIO()
+        torch.save(state, data)  # into memory: torch's own writer does not say why it failed
+        with atomic(self.path) as part: part.write_bytes(data.getbuffer())
 
     def _opt_state(self):
         s = self.opt.state_dict()

@@ -1,0 +1,37 @@
+"What the tests share: the command line in a process of its own, as a user runs it"
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SSL_STUDY = Path(sys.executable).with_name('ssl_study')
+
+
+@pytest.fixture(scope='session')
+def ssl_study():
+    def run(*args, **kwargs):
+        return subprocess.run([SSL_STUDY, *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, **kwargs)
+    return run
+
+
+@pytest.fixture(scope='session')
+def finished(ssl_study, tmp_path_factory):
+    "A folder with the demo at scale tiny, run without interruption"
+    out = tmp_path_factory.mktemp('finished')
+    r = ssl_study('demo', '--scale', 'tiny', '--out', out)
+    assert r.returncode == 0, r.stderr
+    return out
+
+
+@pytest.fixture
+def one_line():
+    "Check that a command ended with one clear line and exit code 2, and give the line"
+    def check(r):
+        assert r.returncode == 2, (r.returncode, r.stderr[-2000:])
+        lines = [l for l in r.stderr.replace('\r', '\n').splitlines() if l.strip() and 'batch/s' not in l]
+        assert len(lines) == 1, r.stderr
+        assert 'Traceback' not in r.stderr
+        return lines[0]
+    return check

@@ -1,0 +1,47 @@
+"The installed package: its files, its modules, its names"
+import importlib
+import pkgutil
+import subprocess
+import sys
+from importlib import metadata, resources
+
+import pytest
+import ssl_nb
+
+MODULES = sorted(m.name for m in pkgutil.iter_modules(ssl_nb.__path__) if not m.name.startswith('_'))
+
+
+def test_modules_are_all_there():
+    assert MODULES == sorted('data augment nets heads schedule learner rotation transfer evaluate plots weights study cli'.split())
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_exports(name):
+    m = importlib.import_module(f'ssl_nb.{name}')
+    assert m.__all__
+    for n in m.__all__:
+        if '.' not in n: assert hasattr(m, n), n
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_public_functions_are_documented(name):
+    m = importlib.import_module(f'ssl_nb.{name}')
+    for n in m.__all__:
+        o = getattr(m, n, None)
+        if callable(o) and getattr(o, '__module__', '') == m.__name__: assert o.__doc__, f'{name}.{n} has no docstring'
+
+
+def test_version():
+    assert metadata.version('ssl_nb') == ssl_nb.__version__
+
+
+def test_sample_is_in_the_package():
+    names = {p.name: p for p in (resources.files('ssl_nb')/'sample').iterdir()}
+    assert {'train.webp', 'test.webp', 'labels.json'} <= set(names)
+    assert sum(len(p.read_bytes()) for p in names.values() if p.is_file()) < 10e6
+
+
+def test_no_development_tool_at_run_time():
+    code = "import sys, ssl_nb.cli; bad = {'nbdev', 'execnb', 'jupyterlab', 'sphinx', 'pytest'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
