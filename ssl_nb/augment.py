@@ -31,12 +31,10 @@ class PadCrop(nn.Module):
     def extra_repr(self): return f'pad={self.pad}'
 
     def forward(self, x):
-        B,C,H,W = x.shape
-        rows = torch.randint(0, 2*self.pad+1, (B,1), device=x.device) + torch.arange(H, device=x.device)
-        cols = torch.randint(0, 2*self.pad+1, (B,1), device=x.device) + torch.arange(W, device=x.device)
-        padded = F.pad(x, (self.pad,)*4).permute(0, 2, 3, 1)  # channels last, so that a pixel is one piece of memory
-        b = torch.arange(B, device=x.device)[:,None,None]
-        return padded[b, rows[:,:,None], cols[:,None,:]].permute(0, 3, 1, 2)
+        H,W = x.shape[-2:]
+        top,left = torch.randint(0, 2*self.pad+1, (2,len(x)), device=x.device)
+        windows = F.pad(x, (self.pad,)*4).unfold(2, H, 1).unfold(3, W, 1)  # a view of all windows of all images, [B,C,2*pad+1,2*pad+1,H,W]
+        return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 # %% ../nbs/01_augment.ipynb #786470c1
 def random_boxes(

@@ -49,9 +49,9 @@ def report_demo(
 
 NEXT = """
 What to try next:
-  ssl_study demo --seed {seed}                       another pretraining, other random blocks
-  ssl_study demo --data DIR --download        more images: CIFAR-10's release, fetched into DIR (170 MB; about twice the time)
-  jupyter lab nbs/                            read how it is done, change a block, run it again (in a checkout)"""
+  ssl_study demo --seed {seed}                      another pretraining, other random blocks
+  ssl_study demo --data DIR --download       more images: CIFAR-10's release, fetched into DIR (170 MB)
+  jupyter lab nbs/                           read how it is done, change a block, run it again (in a checkout)"""
 
 # %% ../nbs/17_cli.ipynb #cefd5bff
 @call_parse

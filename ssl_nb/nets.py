@@ -81,14 +81,14 @@ def init_nin(
 class NIN(Trunk):
     "The Network in Network of RotNet (Gidaris et al. 2018; report, Tables 1 and 2), without its classifier"
     def __init__(self,
-        width:int=192, # channels of blocks 2, 3, ...; a multiple of 6
+        width:int=192, # channels of blocks 2, 3, ...; a multiple of 4
         n_blocks:int=4, # 3 to 5 in the paper
-        first:tuple|None=None, # widths of block 1; by default width, 5/6 and 1/2 of it: 192, 160, 96
+        first:tuple|None=None, # widths of block 1; by default width, about 5/6 of it (a multiple of 8, for speed) and 1/2: 192, 160, 96
         pool3:bool=False, # average pooling after block 3?
         momentum:float=.1): # of BatchNorm's running statistics, as torch counts it
-        if width < 6 or width % 6: raise InputError(f"width={width}: give a multiple of 6, such as 48, 96 or 192")
+        if width < 8 or width % 4: raise InputError(f"width={width}: give a multiple of 4, from 8 on, such as 32, 64 or 192")
         if n_blocks < 1: raise InputError(f"n_blocks={n_blocks}: give 1 or more")
-        first = first or (width, width*5//6, width//2)
+        first = first or (width, 8*round(width*5/48), width//2)
         w = (width,)*3
         pool = lambda kind: kind(3, 2, 1)
         blocks = [nin_block(3, first, 5, momentum, pool(nn.MaxPool2d)), nin_block(first[-1], w, 5, momentum, pool(nn.AvgPool2d)),

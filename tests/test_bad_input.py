@@ -97,8 +97,8 @@ def test_damaged_checkpoint(ssl_study, one_line, copy):
 
 def test_result_of_another_configuration(ssl_study, one_line, copy):
     path = copy/'demo/tiny-best-sample-seed0-pretrain.json'
-    path.write_text(path.read_text().replace('"width": 12', '"width": 18'))
-    assert 'width: 18 and not 12' in one_line(ssl_study(*TINY, '--out', copy))
+    path.write_text(path.read_text().replace('"width": 16', '"width": 20'))
+    assert 'width: 20 and not 16' in one_line(ssl_study(*TINY, '--out', copy))
 
 
 def test_too_many_labels():

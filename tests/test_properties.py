@@ -101,7 +101,7 @@ def test_knn_finds_itself():
 @pytest.mark.parametrize('protocol', ['report', 'paper', 'best'])
 def test_frozen_is_frozen_in_every_protocol(protocol):
     torch.manual_seed(0)
-    trunk = nin(protocol, width=12)
+    trunk = nin(protocol, width=16)
     few, quiz = label_fraction(train, 3), test.subset(slice(0, 20))
     learn = transfer_learner(trunk, few, quiz, mode='frozen', protocol=protocol, bs=15, device='cpu')
     before = {k: v.clone() for k, v in learn.model[0].state_dict().items()}
@@ -110,17 +110,17 @@ def test_frozen_is_frozen_in_every_protocol(protocol):
 
 
 def test_bn_statistics_leave_the_weights_alone():
-    trunk = NIN(12)
+    trunk = NIN(16)
     before = {k: v.clone() for k, v in trunk.named_parameters()}
     set_bn_statistics(trunk, train.subset(slice(0, 100)), Normalize())
     assert all(torch.equal(v, before[k]) for k, v in trunk.named_parameters())
-    assert not torch.equal(trunk.blocks[0][0][1].running_var, torch.ones(12))
+    assert not torch.equal(trunk.blocks[0][0][1].running_var, torch.ones(16))
 
 
 def test_rotation_in_a_plain_learner_with_lr_find_and_get_preds():
     import fastai.callback.schedule  # patches lr_find in
     small = train.subset(slice(0, 200))
-    learn = rotnet_learner(image_dls(small, test.subset(slice(0, 50)), 20, device='cpu'), NIN(12))
+    learn = rotnet_learner(image_dls(small, test.subset(slice(0, 50)), 20, device='cpu'), NIN(16))
     with learn.no_bar(): learn.lr_find(num_it=5, show_plot=False)
     preds, _ = learn.get_preds()
     assert preds.shape == (50, 4)
