@@ -6,6 +6,7 @@
 __all__ = ['InputError', 'Images', 'cifar10_sample', 'show_grid', 'cifar10', 'label_fraction', 'holdout', 'ImageDL', 'image_dls']
 
 # %% ../nbs/00_data.ipynb #369cc39f
+import errno
 import json
 from importlib import resources
 from pathlib import Path
@@ -47,7 +48,8 @@ class Images:
 @patch(as_prop=True)
 def c(self:Images):
     "The number of classes"
-    return 0 if self.vocab is None else len(self.vocab)
+    if self.vocab is not None: return len(self.vocab)
+    return int(self.y.max())+1 if self.y is not None and self.y.dtype == torch.long else 0
 
 @patch(as_prop=True)
 def loss_func(self:Images):
@@ -126,6 +128,8 @@ def cifar10(
     "All of CIFAR-10: 50,000 training and 10,000 test images. Raises `InputError` when the files are missing or damaged."
     try: parts = [CIFAR10(root, train=t, download=download) for t in (True, False)]
     except Exception as e:
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise InputError(f"cannot write to {root}: {e.strerror}; make room, or choose another folder") from e
         hint = "download failed, is there a network?" if download else "`download=True` (`--download` on the command line) fetches it, 170 MB"
         raise InputError(f"CIFAR-10: {_whats_wrong(root)}; {hint}") from e
     return tuple(Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets), p.classes, f'CIFAR-10, {n}')
@@ -141,14 +145,15 @@ def _by_class(y, seed):
 
 def label_fraction(
     images:Images, # a labelled set
-    labels:int|float, # labels a class, or (below 1) the share of each class
+    labels:int|float, # an int: labels a class, 1 or more; a float: the share of each class, above 0 and up to 1
     seed:int=0): # which ones
     "A stratified part of `images`: the same number, or the same share, of every class. Raises `InputError` when a class has too few."
     if images.y is None: raise InputError(f"{images.name} has no labels to take a part of")
-    if labels <= 0: raise InputError(f"{labels} labels a class: give a number of 1 or more, or a share between 0 and 1")
+    share = isinstance(labels, float)
+    if not (0 < labels <= 1 if share else labels >= 1): raise InputError(f"{labels} labels a class: give a whole number of 1 or more, or a share (a float above 0 and up to 1)")
     parts = []
     for k,i in _by_class(images.y, seed):
-        n = max(1, round(labels*len(i))) if labels < 1 else int(labels)
+        n = max(1, round(labels*len(i))) if share else int(labels)
         if n > len(i):
             name = images.vocab[k] if images.vocab else k
             raise InputError(f"{n} labels a class are wanted, but class {name!r} of {images.name} has {len(i)}; ask for at most that many")
@@ -172,16 +177,17 @@ def holdout(
 class ImageDL(DataLoader):
     "A fastai `DataLoader` that indexes whole batches of a data set in memory"
     def __init__(self,
-        dataset, # `Images`, or anything that a tensor of indices turns into a batch
+        dataset, # `Images`, or a data set like it: a tensor of indices gives a batch; `x`, `to(device)`
         bs:int=128, # images a batch; at most the size of the data set
         shuffle:bool=False, # draw a new order each epoch?
         drop_last:bool|None=None, # leave out the last, smaller batch? By default when shuffling, as BatchNorm would have it
         steps:int|None=None, # batches an epoch; by default as many as there are images for
-        device=None, # where the data shall lie; by default it stays where it is
+        device=None, # where batches go; by default where the data lie
+        resident:bool=True, # move the data to `device` once? Otherwise each batch is moved
         **kwargs):
         if len(dataset) == 0: raise InputError(f"{getattr(dataset, 'name', 'the data set')} is empty; give at least one image")
-        if device is not None: dataset = dataset.to(device)
-        bs, self.steps = min(bs, len(dataset)), steps
+        if device is not None and resident: dataset = dataset.to(device)
+        bs, self.steps, self.resident = min(bs, len(dataset)), steps, resident
         kwargs.update(n=len(dataset) if steps is None else steps*bs, num_workers=0)
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=shuffle if drop_last is None else drop_last, device=device, **kwargs)
 
@@ -199,10 +205,11 @@ class ImageDL(DataLoader):
 
     def new(self, dataset=None, cls=None, **kwargs):
         if kwargs.get('shuffle', self.shuffle): kwargs.setdefault('steps', self.steps)  # predictions want each image once
-        return super().new(dataset, cls, **kwargs)
+        return super().new(dataset, cls, **{'resident': self.resident, **kwargs})
 
     def to(self, device):
-        self.dataset, self.device = self.dataset.to(device), device
+        self.device = device
+        if self.resident: self.dataset = self.dataset.to(device)
 
 # %% ../nbs/00_data.ipynb #24b1f2e3
 @patch
@@ -233,7 +240,9 @@ def image_dls(
     bs:int=128, # training images a batch
     valid_bs:int=500, # images a batch when measuring
     steps:int|None=None, # training batches an epoch; by default as many as there are images for
-    device=None): # by default fastai's: a GPU where there is one
-    "fastai `DataLoaders` of two sets of images that lie on the device"
+    device=None, # by default fastai's: a GPU where there is one
+    resident:bool=True): # keep the images on the device? Otherwise each batch is moved there
+    "fastai `DataLoaders` of two sets of images that lie on the device, or go there batch by batch"
     device = default_device() if device is None else torch.device(device)
-    return DataLoaders(ImageDL(train, bs, shuffle=True, steps=steps, device=device), ImageDL(valid, valid_bs, device=device), device=device)
+    kwargs = dict(device=device, resident=resident)
+    return DataLoaders(ImageDL(train, bs, shuffle=True, steps=steps, **kwargs), ImageDL(valid, valid_bs, **kwargs), device=device)

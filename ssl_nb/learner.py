@@ -7,6 +7,7 @@ __all__ = ['decay_groups', 'torch_opt', 'sgd', 'DeviceSmoothLoss', 'OnDevice', '
 
 # %% ../nbs/05_learner.ipynb #861a5b46
 import time
+from contextlib import contextmanager
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -14,6 +15,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
@@ -38,7 +40,10 @@ def torch_opt(
         return OptimWrapper([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **kwargs)
     return opt_func
 
-def sgd(wd=5e-4, momentum:float=.9, nesterov:bool=True):
+def sgd(
+    wd=5e-4, # weight decay: one for all, or one for each group of the splitter
+    momentum:float=.9, # 0 to 1
+    nesterov:bool=True): # look ahead along the momentum?
     "torch's SGD with Nesterov momentum, the optimiser of RotNet, as an `opt_func`"
     return torch_opt(torch.optim.SGD, wd, momentum=momentum, nesterov=nesterov)
 
@@ -49,9 +54,6 @@ class DeviceSmoothLoss(AvgSmoothLoss):
         self.count += 1
         loss = learn.loss.detach().mean()
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
-
-    @property
-    def name(self): return 'smooth_loss'
 
 class OnDevice(Callback):
     "Keep the losses of an epoch on the device, and copy them at its end, all at once"
@@ -66,6 +68,8 @@ class OnDevice(Callback):
         if len(losses) > self.done: losses[self.done:] = torch.stack(losses[self.done:]).cpu().unbind()
         self.done = len(losses)
 
+    def after_fit(self): self.after_epoch()  # a fit that is cancelled, such as `lr_find`, ends in the middle of an epoch
+
 # %% ../nbs/05_learner.ipynb #4f4fde26
 class LazyProgressCallback(ProgressCallback):
     "fastai's progress bar, which reads the loss once a second and not once a batch"
@@ -76,7 +80,18 @@ class LazyProgressCallback(ProgressCallback):
             self.pbar.comment = f'{self.smooth_loss.item():.4f}'
             self.next_read = time.monotonic() + 1
 
-# %% ../nbs/05_learner.ipynb #ab962381
+# %% ../nbs/05_learner.ipynb #4f2be8ce
+@patch
+@contextmanager
+def no_bar(self:Learner):
+    "Fit without a progress bar, and put the same bar back afterwards"
+    bar = getattr(self, 'progress', None)
+    if bar is not None: self.remove_cb(bar)
+    try: yield self
+    finally:
+        if bar is not None: self.add_cb(bar)
+
+# %% ../nbs/05_learner.ipynb #0bccbfca
 def ssl_learner(
     dls, # `DataLoaders`, of `image_dls` or of fastai
     model:nn.Module, # any model
@@ -85,7 +100,7 @@ def ssl_learner(
     channels_last:bool=True, # memory layout for convolutional nets; leave it out for transformers
     cbs=(), # further callbacks
     **kwargs): # for `Learner`: `metrics`, `splitter`, `lr`, ...
-    "fastai's `Learner` with torch's SGD, channels-last convolutions and no copy from the device per batch"
+    "fastai's `Learner` with torch's SGD, channels-last convolutions and, on loaders of `image_dls`, no copy from the device per batch"
     learn = Learner(dls, model, loss_func, opt_func or sgd(), cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), *L(cbs)], **kwargs)
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(LazyProgressCallback())
     return learn

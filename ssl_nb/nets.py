@@ -9,6 +9,7 @@ __all__ = ['Trunk', 'feature_shape', 'conv_bn_relu', 'nin_block', 'init_nin', 'N
 import torch
 from torch import nn
 
+from .augment import check_protocol
 from .data import InputError
 
 # %% ../nbs/02_nets.ipynb #8cf8a6e5
@@ -47,7 +48,11 @@ def feature_shape(
     return shape
 
 # %% ../nbs/02_nets.ipynb #7d6f9a75
-def conv_bn_relu(c_in:int, c_out:int, kernel:int, momentum:float=.1):
+def conv_bn_relu(
+    c_in:int, # channels that come in
+    c_out:int, # channels that go out
+    kernel:int, # side of the window, pixels, odd
+    momentum:float=.1): # of BatchNorm's running statistics, as torch counts it
     "Convolution that keeps the size, BatchNorm, ReLU"
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(c_out, momentum=momentum), nn.ReLU(inplace=True))
 
@@ -102,4 +107,5 @@ def nin(
     protocol:str='best', # `report`, `paper` or `best`
     **kwargs): # for `NIN`
     "The `NIN` of a protocol: `best` has the paper's net"
+    check_protocol(protocol)
     return NIN(**{**(dict(pool3=True, momentum=.9) if protocol == 'report' else {}), **kwargs})

@@ -36,7 +36,7 @@ def fit_steps(self:Learner,
     **kwargs): # for `Learner.fit`
     "Fit with a learning rate that drops by `factor` after given epochs, as RotNet does"
     if any(b <= a for a,b in zip(drops, drops[1:])): raise InputError(f"drops={drops}: give epochs in rising order")
-    drops = tuple(round(d*n_epoch) if 0 < d < 1 else d for d in drops)
+    drops = tuple(max(1, round(d*n_epoch)) if 0 < d < 1 else d for d in drops)  # never before the first epoch is over
     lrs = _rates(self, lr)
     self.fit(n_epoch, cbs=L(ParamScheduler({'lr': sched_steps(lrs, drops, n_epoch, factor)})) + L(kwargs.pop('cbs', None)), **kwargs)
 
@@ -49,7 +49,7 @@ def _rates(learn, lr):
 # %% ../nbs/04_schedule.ipynb #63e686af
 def sched_cosine(
     lr, # highest rate: a number, or an array with one a parameter group
-    warmup:float=0., # share of the training in which the rate rises from nearly 0
+    warmup:float=0., # share of the training in which the rate rises from 0
     final:float=0., # rate at the end, as a share of the highest
     constant=False): # keep the rate: a bool, or an array with one a parameter group
     "The rate as a function of the share of training that is done: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)"
@@ -64,7 +64,7 @@ def sched_cosine(
 def fit_cosine(self:Learner,
     n_epoch:int, # epochs
     lr:float|None=None, # highest rate; by default the Learner's
-    warmup:float=0., # epochs in which the rate rises from nearly 0
+    warmup:float=0., # epochs in which the rate rises from 0
     final:float=0., # rate at the end, as a share of the highest
     constant:tuple=(), # indices of the parameter groups that keep their rate
     **kwargs): # for `Learner.fit`
