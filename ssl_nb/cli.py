@@ -64,10 +64,14 @@ def ssl_study(
     out:str='runs', # folder for result files, weights and figures
     data:str='', # folder that holds cifar-10-batches-py; by default the images that ship with the package
     download:bool=False, # fetch CIFAR-10 into --data when it is not there
+    labels:str='', # labels a class, such as 10,50; by default the study's
     device:str='auto'): # auto, cpu, cuda, ...
     "Run a study: what is done already is skipped, what was cut off goes on, and the tables are drawn from the result files"
     if download and not data: raise InputError("--download needs --data: name the folder to fetch CIFAR-10 into")
-    runs = get_runs(study, scale, protocol, seed, 'cifar10' if data else 'sample')
+    if not 0 <= seed < 2**32: raise InputError(f"--seed {seed}: give a number from 0 to {2**32-1}")
+    try: few = tuple(int(k) for k in labels.split(',') if k.strip())
+    except ValueError: raise InputError(f"--labels {labels}: give whole numbers with commas between, such as 10,50")
+    runs = get_runs(study, scale, protocol, seed, 'cifar10' if data else 'sample', few)
     place = Place(Path(out)/study, device, data or None, download)
     run_study(runs, place)
     report_demo(runs, place)

@@ -31,7 +31,11 @@ def predict(
     model.train(training)
     return out
 
-def accuracy_of(model:nn.Module, images:Images, norm:nn.Module|None=None, bs:int=250):
+def accuracy_of(
+    model:nn.Module, # a classifier
+    images:Images, # with classes
+    norm:nn.Module|None=None, # what the images go through first
+    bs:int=250): # images a batch
     "Share of images whose class the model gives right, 0 to 1"
     return (predict(model, images, norm, bs).argmax(1) == images.y.cpu()).float().mean().item()
 

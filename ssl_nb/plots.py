@@ -45,8 +45,8 @@ def plot_rotations(
     seed:int=0): # which
     "The four rotations of `n` images (report, Figure 3)"
     i = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
-    x = rotate4(images.x[i]).unflatten(0, (4,n)).flatten(0, 1)
-    return show_grid(x, [f'{90*k}$\\degree$' if j == n//2 else '' for k in range(4) for j in range(n)], cols=n)
+    n = len(i)
+    return show_grid(rotate4(images.x[i]), [f'{90*k}$\\degree$' if j == n//2 else '' for k in range(4) for j in range(n)], cols=n)
 
 # %% ../nbs/14_plots.ipynb #a3c9ca58
 def plot_filters(
@@ -79,10 +79,13 @@ def plot_attention(
     norm:nn.Module, # what images go through first
     uptos:tuple=(1,2,3)): # after which blocks, a row each
     "Images, and below each its attention maps after some blocks"
-    maps = [attention_map(trunk.eval(), norm(images.x), k) for k in uptos]
+    training,device = trunk.training, next(trunk.parameters()).device
+    trunk.eval()
+    maps = [attention_map(trunk, norm.to(device)(images.x.to(device)), k).cpu() for k in uptos]
+    trunk.train(training)
     rows = len(uptos)+1
     fig,axs = plt.subplots(rows, len(images), figsize=(1.1*len(images), 1.1*rows), squeeze=False, layout='constrained')
-    for j,im in enumerate(unit(images.x)):
+    for j,im in enumerate(unit(images.x).cpu()):
         axs[0,j].imshow(im.permute(1,2,0))
         for i,m in enumerate(maps): axs[i+1,j].imshow(m[j], cmap='inferno')
     for i,ax in enumerate(axs[:,0]): ax.set_ylabel('image' if i == 0 else f'block {uptos[i-1]}', fontsize=8)
@@ -99,6 +102,7 @@ def plot_neighbours(
     "Each query, and to its right the images with the most similar features"
     s = F.normalize(pool(query_features), dim=1) @ F.normalize(pool(bank_features), dim=1).T
     near = s.topk(k)[1].cpu()
+    query,bank = query.to('cpu'), bank.to('cpu')
     x = torch.cat([torch.cat([query.x[j:j+1], bank.x[near[j]]]) for j in range(len(query))])
     titles = [t for j in range(len(query)) for t in ([query.vocab[query.y[j]]] + [bank.vocab[c] for c in bank.y[near[j]].tolist()])]
     return show_grid(x, titles, cols=k+1)

@@ -36,7 +36,8 @@ from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, atomic, load_weights, save_weights
 
 # %% ../nbs/16_study.ipynb #758cd213
-def machine(device):
+def machine(
+    device): # a torch device
     "Device, versions and code that a result was made with"
     name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else platform.processor() or platform.machine()
     return dict(device=str(device), name=name, threads=torch.get_num_threads(), python=platform.python_version(),
@@ -44,14 +45,15 @@ def machine(device):
 
 def git_commit():
     "The commit of the checkout that the code runs from, with '+' if the code was changed since; None for an installed package"
-    package = Path(str(resources.files('ssl_nb')))
+    package = Path(str(resources.files('ssl_nb'))).resolve()
     def git(*args): return subprocess.run(['git', *args], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
     try:
         if Path(git('rev-parse', '--show-toplevel')) != package.parent: return None  # installed inside somebody's checkout
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', '--', '.') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
-def weights_digest(model):
+def weights_digest(
+    model): # any `nn.Module`
     "A digest of all weights and buffers: equal only for models that are equal bit for bit"
     h = hashlib.sha256()
     for k,v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
@@ -60,18 +62,23 @@ def weights_digest(model):
 # %% ../nbs/16_study.ipynb #521a5e05
 RESULT_KEYS = 'study run name kind protocol scale seed data config metrics history seconds machine commit'.split()
 
-def save_result(result:dict, folder):
+def save_result(
+    result:dict, # with all of `RESULT_KEYS`; `run` names the file
+    folder): # made when it is not there
     "Write a result file, whole or not at all"
     missing = [k for k in RESULT_KEYS if k not in result]
     if missing: raise InputError(f"a result needs {', '.join(missing)}")
     with atomic(Path(folder)/f"{result['run']}.json") as part: part.write_text(json.dumps(result, indent=1)+'\n')
 
-def read_result(path):
+def read_result(
+    path): # a file that `save_result` wrote
     "Read a result file. Raises `InputError` when it is damaged."
     try: r = json.loads(Path(path).read_text())
     except (OSError, ValueError) as e: raise InputError(f"{path} cannot be read as a result ({type(e).__name__}); delete it to run that part again") from e
     missing = [k for k in RESULT_KEYS if not isinstance(r, dict) or k not in r]
     if missing: raise InputError(f"{path} is no result file (no {missing[0]!r}); delete it to run that part again")
+    if not all(isinstance(r[k], t) and (r[k] or k != 'metrics') for k,t in dict(config=dict, metrics=dict, history=list).items()):
+        raise InputError(f"{path} is no result file (no metrics); delete it to run that part again")
     return r
 
 def read_results(
@@ -85,7 +92,7 @@ def read_results(
 def find_device(name:str='auto'):
     "The torch device of that name; `auto` takes a GPU where there is one. Raises `InputError` when there is no such device."
     if name == 'auto': return default_device()
-    try: device = torch.device(name); torch.zeros(1, device=device)
+    try: device = torch.device(name); torch.zeros(1, device=device).item()
     except Exception as e: raise InputError(f"device {name!r} is not to be had here; choose auto, cpu{', cuda' if torch.cuda.is_available() else ''}") from e
     return device
 
@@ -97,6 +104,7 @@ class Place:
         root=None, # folder that holds the release of CIFAR-10; without it the packaged sample is used
         download:bool=False): # fetch the release into `root` when it is not there
         self.folder,self.device,self.root,self.download,self._data = Path(folder), find_device(str(device)), root, download, None
+        for left in self.folder.glob('**/.*.tmp'): left.unlink()  # of a process that was killed while it wrote
         with atomic(self.folder/'.writable') as part: part.touch()  # better now than after an hour
         (self.folder/'.writable').unlink()
 
@@ -107,9 +115,9 @@ class Place:
         return self._data
 
     def part(self, train:int|None, test:int|None):
-        "The first `train` training images and `test` test images, spread evenly over the classes; None takes all"
-        def first(im, n): return im if n is None or n >= len(im) else label_fraction(im, n//im.c, seed=0)
-        return first(self.data[0], train), first(self.data[1], test)
+        "`train` training and `test` test images, the same number of every class and the same ones every time; None takes all"
+        def some(im, n): return im if n is None or n >= len(im) else label_fraction(im, n//im.c, seed=0)
+        return some(self.data[0], train), some(self.data[1], test)
 
     def weights(self, run): return self.folder/'weights'/f'{run}.safetensors'
     def checkpoint(self, run): return self.folder/'checkpoints'/f'{run}.ckpt'
@@ -154,14 +162,19 @@ def pretrain_rotation(run, place):
     fit_run(learn, run, place)
     save_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
     h = history(learn)
-    return dict(metrics=dict(rotation_accuracy=h[-1]['rotation_accuracy']), history=h, digest=weights_digest(trunk))
+    return dict(metrics=dict(rotation_accuracy=h[-1]['rotation_accuracy']), history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
 
 def get_trunk(run, place):
     "The trunk that a run starts from: the weights of another run, or random ones with honest BatchNorm statistics"
     c = run['config']
-    torch.manual_seed(run['seed'])
+    torch.manual_seed(c['init'])
     trunk = nin(run['protocol'], width=c['width'])
-    if c['start'] != 'random': return load_weights(trunk, place.weights(c['start'])).to(place.device)
+    if c['start'] != 'random':
+        load_weights(trunk, place.weights(c['start']))
+        made = place.folder/f"{c['start']}.json"
+        if made.exists() and read_result(made).get('digest') != weights_digest(trunk):
+            raise InputError(f"{place.weights(c['start'])} does not hold the weights that {made} tells of; delete both to make them again")
+        return trunk.to(place.device)
     return set_bn_statistics(trunk.to(place.device), place.part(min(c['train'], 1000), c['test'])[0], rotnet_augment(run['protocol'])[1])
 
 def probe_blocks(run, place):
@@ -170,7 +183,7 @@ def probe_blocks(run, place):
     trunk = get_trunk(run, place)
     train,test = place.part(c['train'], c['test'])
     probes = block_probe(trunk, train, test, rotnet_augment(run['protocol'])[1], dict(knn=knn_accuracy))
-    return dict(metrics=dict(knn=[p['knn'] for p in probes]), history=[], digest=weights_digest(trunk))
+    return dict(metrics=dict(knn=[p['knn'] for p in probes]), history=[], digest=weights_digest(trunk), sizes=dict(bank=len(train), test=len(test)))
 
 def transfer(run, place):
     "Train a head on frozen blocks, or the same net from scratch, with few labels"
@@ -178,11 +191,11 @@ def transfer(run, place):
     train,test = place.part(c['train'], c['test'])
     few = label_fraction(train, c['labels'], seed=c['draw'])
     trunk = get_trunk(run, place)
-    torch.manual_seed(run['seed'])
+    torch.manual_seed(c['init'])
     learn = transfer_learner(trunk, few, test, c['upto'], c['head'], c['mode'], run['protocol'], c['bs'], c['steps'], place.device)
     fit_run(learn, run, place)
     h = history(learn)
-    return dict(metrics=dict(accuracy=h[-1]['accuracy']), history=h, digest=weights_digest(learn.model))
+    return dict(metrics=dict(accuracy=h[-1]['accuracy']), history=h, digest=weights_digest(learn.model), sizes=dict(labelled=len(few), test=len(test)), seconds_before=learn.checkpoint.secs)
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 
@@ -191,20 +204,24 @@ def run_study(
     runs:list, # of dicts, see `demo_runs`
     place:Place,
     verbose:bool=True): # say what is run and what came of it?
-    "Run what has no result file yet. Raises `InputError` when a result file belongs to another configuration."
+    "Run what has no result file yet. Raises `InputError` when a result file belongs to another configuration, or when a class has too few labels."
+    for few in {r['config']['labels'] for r in runs if 'labels' in r['config']}: label_fraction(place.part(runs[0]['config']['train'], None)[0], few)
     done = [_is_done(r, place) for r in runs]
-    if verbose: print(f"{runs[0]['study']}, scale {runs[0]['scale']}, protocol {runs[0]['protocol']}, seed {runs[0]['seed']}: {len(runs)} runs on {place.device}, {sum(done)} of them done; results go to {place.folder}")
+    if verbose: print(f"{runs[0]['study']}, scale {runs[0]['scale']}, protocol {runs[0]['protocol']}, seed {runs[0]['seed']}: {len(runs)} runs on {place.device}, {sum(done)} of them done; results go to {place.folder}", flush=True)
     for i,(run,skip) in enumerate(zip(runs, done)):
-        if skip: continue
+        if skip: place.checkpoint(run['run']).unlink(missing_ok=True); continue
         run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {run["name"]}')
         result = do_run(run, place)
         if verbose: print(f"{run['desc']}: {_in_words(result['metrics'])}  ({result['seconds']:.0f} s)", flush=True)
 
-def do_run(run:dict, place:Place):
+def do_run(
+    run:dict, # of `demo_runs`
+    place:Place):
     "Run one run and write its result file; the checkpoint is dropped once the result stands"
     start = time.time()
     out = KINDS[run['kind']](run, place)
-    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(time.time()-start, 1), machine=machine(place.device), commit=git_commit())
+    seconds = time.time()-start + out.pop('seconds_before', 0.)  # what it took before it was cut off counts too
+    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1), machine=machine(place.device), commit=git_commit())
     save_result(result, place.folder)
     place.checkpoint(run['run']).unlink(missing_ok=True)
     return result
@@ -212,6 +229,7 @@ def do_run(run:dict, place:Place):
 def _is_done(run, place):
     path = place.folder/f"{run['run']}.json"
     if not path.exists(): return False
+    if run['kind'] == 'pretrain' and not place.weights(run['run']).exists(): return False  # the weights are what it is for
     old = read_result(path)
     for k in ('protocol','scale','seed','data','config'):
         if old[k] != run[k]: raise InputError(f"{path} was made with another {k} ({_difference(old[k], run[k])}); choose another --out, or delete it")
@@ -235,18 +253,19 @@ def demo_runs(
     scale:str='small', # `tiny` or `small`
     protocol:str='best', # the demo has `best` only
     seed:int=0, # of the pretraining, the random blocks and the heads
-    data:str='sample'): # `sample`, or `cifar10` for images of the release
-    "The runs of the demo, as plain data. At scale `small` the sample has 4,500 training images; of the release the first 1,000 a class are used."
+    data:str='sample', # `sample`, or `cifar10` for images of the release
+    labels:tuple=()): # labels a class; by default the scale's
+    "The runs of the demo, as plain data. The sample has 4,500 training images; of the release 1,000 a class are used at scale `small`."
     s = DEMO[scale]
     tag = f'{scale}-{protocol}-{data}-seed{seed}'
-    def run(name, kind, seed=seed, **config):
+    def run(name, kind, **config):
         return dict(study='demo', run=f'{tag}-{name}', name=name, kind=kind, protocol=protocol, scale=scale, seed=seed, data=dict(name=data), config=dict(train=s['train'], test=s['test'], width=s['width'], **config))
     runs = [run('pretrain', 'pretrain', **s['pretrain'])]
     start = dict(rotnet=f'{tag}-pretrain', random='random', scratch='random')
-    runs += [run(f'probe-{m}', 'probe', start=start[m]) for m in ('rotnet','random')]
-    for k in s['labels']:
+    runs += [run(f'probe-{m}', 'probe', start=start[m], init=seed) for m in ('rotnet','random')]
+    for k in labels or s['labels']:
         for d in range(s['draws']):
-            runs += [run(f'{m}-{k}labels-draw{d}', 'transfer', seed=100*seed+d, start=start[m], method=m, labels=k, draw=d, upto=2, head='conv',
+            runs += [run(f'{m}-{k}labels-draw{d}', 'transfer', start=start[m], init=100*seed+d, method=m, labels=k, draw=d, upto=2, head='conv',
                          mode='finetune' if m == 'scratch' else 'cached', **s['transfer']) for m in METHODS]
     return runs
 
@@ -258,26 +277,33 @@ def mean_spread(
     v = 100*np.array(values)
     return f'{v.mean():.1f} ± {v.std(ddof=1) if len(v) > 1 else 0:.1f} (n={len(v)})'
 
-def demo_accuracies(results:list):
-    "Method -> labels a class -> test accuracies, one a draw"
+def demo_accuracies(
+    results:list): # of one setting, from `read_results`
+    "Method -> labels a class -> test accuracies, one a draw. Raises `InputError` for results that do not belong together."
+    settings = {(r['scale'], r['protocol'], r['seed'], r['data']['name']) for r in results}
+    if len(settings) > 1: raise InputError(f"results of several settings in one table: {sorted(settings)}; choose one, as by `read_results(folder, scale='small', seed=0)`")
     runs = [r for r in results if r['kind'] == 'transfer']
     labels = sorted({r['config']['labels'] for r in runs})
     return {name: {k: [r['metrics']['accuracy'] for r in runs if (r['config']['method'],r['config']['labels']) == (m,k)] for k in labels} for m,name in METHODS.items()}
 
-def demo_table(results:list):
+def demo_table(
+    results:list): # of one setting, from `read_results`
     "Test accuracy (%), mean ± standard deviation over draws of the labels"
     accs = demo_accuracies(results)
     return pd.DataFrame({f'{k} labels a class': {n: mean_spread(a[k]) for n,a in accs.items()} for k in next(iter(accs.values()))})
 
-def demo_probes(results:list):
+def demo_probes(
+    results:list): # of one setting, from `read_results`
     "kNN accuracy after each block, 0 to 1"
     return {('random' if r['config']['start'] == 'random' else 'RotNet'): r['metrics']['knn'] for r in results if r['kind'] == 'probe'}
 
-def probe_table(results:list):
+def probe_table(
+    results:list): # of one setting, from `read_results`
     "kNN test accuracy (%) on the features of each block"
     return pd.DataFrame({n: {f'block {i+1}': f'{100*a:.1f}' for i,a in enumerate(p)} for n,p in sorted(demo_probes(results).items())}).T
 
-def demo_figure(results:list):
+def demo_figure(
+    results:list): # of one setting, from `read_results`
     "Pretraining, the comparison, and kNN by block, drawn from result files"
     fig,axs = plt.subplots(1, 3, figsize=(11,2.9), layout='constrained')
     plot_history({'RotNet': next(r['history'] for r in results if r['kind'] == 'pretrain')}, ('rotation_accuracy',), axs[0])
@@ -286,7 +312,7 @@ def demo_figure(results:list):
     for ax,t in zip(axs, ('pretraining: four rotations', 'few labels, two blocks + conv head', 'kNN on features of each block')): ax.set_title(t, fontsize=9)
     return fig
 
-# %% ../nbs/16_study.ipynb #54c00d17
+# %% ../nbs/16_study.ipynb #01ecb4a3
 STUDIES = dict(demo=dict(runs=demo_runs, scales=tuple(DEMO), protocols=('best',)))
 
 def get_runs(
@@ -294,10 +320,11 @@ def get_runs(
     scale:str, # one of the study's scales
     protocol:str, # one of the study's protocols
     seed:int=0,
-    data:str='sample'): # `sample` or `cifar10`
+    data:str='sample', # `sample` or `cifar10`
+    labels:tuple=()): # labels a class; by default the study's
     "The runs of a study. Raises `InputError` for a name that there is not."
     if study not in STUDIES: raise InputError(f"unknown study {study!r}: choose one of {', '.join(STUDIES)}")
     s = STUDIES[study]
     for what,name in (('scale',scale), ('protocol',protocol)):
         if name not in s[what+'s']: raise InputError(f"study {study!r} has no {what} {name!r}: choose one of {', '.join(s[what+'s'])}")
-    return s['runs'](scale, protocol, seed, data)
+    return s['runs'](scale, protocol, seed, data, labels)

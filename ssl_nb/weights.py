@@ -9,6 +9,7 @@ __all__ = ['atomic', 'save_weights', 'read_config', 'load_weights', 'Checkpoint'
 import io
 import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Checkpoint(Callback):
         self.path,self.config,self.start = Path(path), json.dumps(config or {}, sort_keys=True), 0
 
     def before_fit(self):
-        self.start = 0
+        self.start,self.secs,self.begun = 0, 0., time.time()  # `secs`: what earlier sessions took
         if self.path.exists(): self._load()
 
     def before_epoch(self):
@@ -92,14 +93,18 @@ class Checkpoint(Callback):
         else: self._save()
 
     def _save(self):
-        r,cuda = self.recorder, torch.cuda.is_available()
+        r = self.recorder
         state = dict(config=self.config, epoch=self.epoch+1, n_epoch=self.n_epoch, train_iter=self.learn.train_iter, model=self.model.state_dict(), opt=self._opt_state(),
-            rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state() if cuda else None,
+            rng=torch.get_rng_state(), device_rng=self._device_rng().get_rng_state(), secs=self.secs + time.time()-self.begun,
             values=[[float(x) for x in v] for v in r.values], iters=list(r.iters), lrs=[float(x) for x in r.lrs],
             losses=torch.stack([torch.as_tensor(l).as_subclass(torch.Tensor).cpu() for l in r.losses]), smooth=(r.smooth_loss.count, r.smooth_loss.val.as_subclass(torch.Tensor)))
         data = io.BytesIO()
         torch.save(state, data)  # into memory: torch's own writer does not say why it failed
         with atomic(self.path) as part: part.write_bytes(data.getbuffer())
+
+    def _device_rng(self):
+        "What holds the random state of the device: a module with `get_rng_state` and `set_rng_state`"
+        return {'cuda': torch.cuda, 'mps': torch.mps}.get(torch.device(self.dls.device).type, torch)
 
     def _opt_state(self):
         s = self.opt.state_dict()
@@ -110,16 +115,19 @@ class Checkpoint(Callback):
         s = read_checkpoint(self.path)
         if s['config'] != self.config or s['n_epoch'] != self.n_epoch:
             raise InputError(f"{self.path} belongs to another run ({s['config']}, {s['n_epoch']} epochs); delete it, or choose another folder")
-        self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+        try: self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt']); self._device_rng().set_rng_state(s['device_rng'])
+        except (RuntimeError, ValueError) as e: raise InputError(f"{self.path} was made by another model or on another device; delete it to begin that run again") from e
         torch.set_rng_state(s['rng'])
-        if s['cuda_rng'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(s['cuda_rng'])
         r = self.recorder
         r.lrs,r.losses = s['lrs'], list(s['losses'].unbind())
         r.smooth_loss.count,r.smooth_loss.val = s['smooth']
         self.learn.train_iter = s['train_iter']
-        self.start,self.done = s['epoch'], s
+        self.start,self.done,self.secs = s['epoch'], s, s['secs']
 
 def read_checkpoint(path):
     "What `Checkpoint` wrote. Raises `InputError` when the file is damaged."
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        s = torch.load(path, map_location='cpu', weights_only=True)
+        s['config'], s['n_epoch'], s['device_rng'], s['secs'], s['smooth']
+        return s
     except Exception as e: raise InputError(f"{path} is damaged ({type(e).__name__}); delete it to begin that run again") from e
