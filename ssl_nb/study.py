@@ -245,7 +245,7 @@ def _in_words(metrics):
 # %% ../nbs/16_study.ipynb #b66def6d
 DEMO = dict(
     tiny=dict(train=300, test=100, width=16, pretrain=dict(epochs=2, bs=25, lr=.1), transfer=dict(epochs=2, steps=5, bs=25, lr=.1), labels=(5,), draws=2),
-    small=dict(train=10000, test=None, width=32, pretrain=dict(epochs=10, bs=32, lr=.1), transfer=dict(epochs=4, steps=100, bs=50, lr=.1), labels=(20,100), draws=3))
+    small=dict(train=10000, test=None, width=32, pretrain=dict(epochs=8, bs=32, lr=.1), transfer=dict(epochs=4, steps=100, bs=50, lr=.1), labels=(20,100), draws=3))
 
 METHODS = dict(rotnet='RotNet frozen + conv', random='random frozen + conv', scratch='same net from scratch')
 

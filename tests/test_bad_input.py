@@ -1,23 +1,33 @@
 "Whatever a person can get wrong on the command line: one line, exit code 2, nothing lost"
-import os
-import resource
+import json
 import shutil
 
 import pytest
 
-TINY = 'demo', '--scale', 'tiny'
+TINY = dict(study='demo', scale='tiny', device='cpu')
 
 
 @pytest.mark.parametrize('args,said', [
-    (['rotnets'], "unknown study 'rotnets': choose one of demo"),
-    (['demo', '--scale', 'huge'], "no scale 'huge': choose one of tiny, small"),
-    (['demo', '--protocol', 'theirs'], "no protocol 'theirs': choose one of best"),
-    (['demo', '--device', 'abacus'], "device 'abacus' is not to be had here"),
-    (['demo', '--device', 'cuda:77'], "device 'cuda:77' is not to be had here"),
-    (['demo', '--download'], '--download needs --data'),
+    (dict(study='rotnets'), "unknown study 'rotnets': choose one of demo"),
+    (dict(scale='huge'), "no scale 'huge': choose one of tiny, small"),
+    (dict(protocol='theirs'), "no protocol 'theirs': choose one of best"),
+    (dict(device='abacus'), "device 'abacus' is not to be had here"),
+    (dict(device='cuda:77'), "device 'cuda:77' is not to be had here"),
+    (dict(device='meta'), "device 'meta' is not to be had here"),
+    (dict(download=True), '--download needs --data'),
+    (dict(labels='31'), "31 labels a class are wanted, but class 'airplane'"),
+    (dict(labels='451', scale='small'), '451 labels a class are wanted'),
+    (dict(labels='0'), 'give a whole number of 1 or more'),
+    (dict(labels='ten'), 'give whole numbers with commas between'),
+    (dict(seed=-1), 'give a number from 0 to'),
+    (dict(seed=10**20), 'give a number from 0 to'),
 ])
-def test_unknown_names(ssl_study, one_line, tmp_path, args, said):
-    assert said in one_line(ssl_study(*args, '--out', tmp_path))
+def test_unknown_names(study, one_line, tmp_path, args, said):
+    assert said in one_line(study(**{**TINY, **args}, out=tmp_path))
+
+
+def test_in_a_process_of_its_own(ssl_study, one_line, tmp_path):
+    assert one_line(ssl_study('rotnets', '--out', tmp_path)) == "ssl_study: unknown study 'rotnets': choose one of demo"
 
 
 def test_unknown_option_and_no_study(ssl_study):
@@ -40,8 +50,8 @@ def release(tmp_path):
     return folder
 
 
-def test_data_folders(ssl_study, one_line, tmp_path, release):
-    run = lambda root: one_line(ssl_study(*TINY, '--data', root, '--out', tmp_path/'out'))
+def test_data_folders(study, one_line, tmp_path, release):
+    run = lambda root: one_line(study(**TINY, data=str(root), out=tmp_path/'out'))
     (tmp_path/'empty').mkdir()
     assert 'no folder' in run(tmp_path/'empty')
     assert 'no folder' in run(tmp_path/'missing')
@@ -50,19 +60,20 @@ def test_data_folders(ssl_study, one_line, tmp_path, release):
     assert 'data_batch_1 is missing' in run(release.parent)
 
 
-def test_folder_that_cannot_be_written(ssl_study, one_line, tmp_path):
+def test_folder_that_cannot_be_written(study, one_line, tmp_path):
     (tmp_path/'file').write_text('')
-    assert 'cannot write' in one_line(ssl_study(*TINY, '--out', tmp_path/'file'))
+    assert 'cannot write' in one_line(study(**TINY, out=tmp_path/'file'))
 
 
-def test_no_space(ssl_study, one_line, finished, tmp_path):
+def test_no_space(ssl_study, study, one_line, finished, tmp_path):
     "A disk that is full: writing stops at 20 kB a file, too little for a checkpoint"
+    resource = pytest.importorskip('resource')
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-    line = one_line(ssl_study(*TINY, '--out', tmp_path, preexec_fn=limit))
+    line = one_line(ssl_study('demo', '--scale', 'tiny', '--device', 'cpu', '--out', tmp_path, preexec_fn=limit))
     assert 'cannot write' in line and 'make room' in line
     assert not list(tmp_path.rglob('*.tmp'))
     # with room again, the same command completes
-    assert ssl_study(*TINY, '--out', tmp_path).returncode == 0
+    assert study(**TINY, out=tmp_path).returncode == 0
     assert len(list(tmp_path.glob('demo/*.json'))) == len(list(finished.glob('demo/*.json')))
 
 
@@ -72,33 +83,48 @@ def copy(finished, tmp_path):
     return tmp_path/'copy'
 
 
-@pytest.mark.parametrize('damage', [b'', b'{"study": "demo"', b'[]', b'{}', b'\xff\xfe\x00'])
-def test_damaged_result(ssl_study, one_line, copy, damage):
+def emptied(key, value):
+    "A result file whose `key` holds nothing of use"
+    return lambda old: json.dumps({**json.loads(old), key: value}).encode()
+
+
+@pytest.mark.parametrize('damage', [b'', b'{"study": "demo"', b'[]', b'{}', b'\xff\xfe\x00', emptied('metrics', {}), emptied('history', None), emptied('config', 3)])
+def test_damaged_result(study, one_line, copy, damage):
     path = copy/'demo/tiny-best-sample-seed0-pretrain.json'
-    path.write_bytes(damage)
-    assert str(path) in (line := one_line(ssl_study(*TINY, '--out', copy))) and 'delete it' in line
+    path.write_bytes(damage(path.read_bytes()) if callable(damage) else damage)
+    assert str(path) in (line := one_line(study(**TINY, out=copy))) and 'delete it' in line
 
 
-def test_damaged_weights(ssl_study, one_line, copy):
+def test_damaged_weights(study, one_line, copy):
     weights = copy/'demo/weights/tiny-best-sample-seed0-pretrain.safetensors'
-    weights.write_bytes(weights.read_bytes()[:1000])
+    whole = weights.read_bytes()
     (copy/'demo/tiny-best-sample-seed0-rotnet-5labels-draw0.json').unlink()
-    assert 'is damaged' in one_line(ssl_study(*TINY, '--out', copy))
-    weights.unlink()
-    assert 'no such file' in one_line(ssl_study(*TINY, '--out', copy))
+    weights.write_bytes(whole[:1000])
+    assert 'is damaged' in (line := one_line(study(**TINY, out=copy))) and 'delete it' in line
+    weights.unlink()  # as the line says: then they are made again
+    assert study(**TINY, out=copy).returncode == 0
+    assert weights.read_bytes() == whole
 
 
-def test_damaged_checkpoint(ssl_study, one_line, copy):
+def test_weights_of_another_run(study, one_line, copy):
+    r = study(**TINY, out=copy, seed=1)
+    assert r.returncode == 0, r.stderr
+    shutil.copy(copy/'demo/weights/tiny-best-sample-seed1-pretrain.safetensors', copy/'demo/weights/tiny-best-sample-seed0-pretrain.safetensors')
+    (copy/'demo/tiny-best-sample-seed0-rotnet-5labels-draw0.json').unlink()
+    assert 'does not hold the weights' in one_line(study(**TINY, out=copy))
+
+
+def test_damaged_checkpoint(study, one_line, copy):
     (copy/'demo/tiny-best-sample-seed0-pretrain.json').unlink()
     (copy/'demo/checkpoints').mkdir(exist_ok=True)
     (copy/'demo/checkpoints/tiny-best-sample-seed0-pretrain.ckpt').write_bytes(b'PK\x03\x04 half a file')
-    assert 'is damaged' in one_line(ssl_study(*TINY, '--out', copy))
+    assert 'is damaged' in one_line(study(**TINY, out=copy))
 
 
-def test_result_of_another_configuration(ssl_study, one_line, copy):
+def test_result_of_another_configuration(study, one_line, copy):
     path = copy/'demo/tiny-best-sample-seed0-pretrain.json'
     path.write_text(path.read_text().replace('"width": 16', '"width": 20'))
-    assert 'width: 20 and not 16' in one_line(ssl_study(*TINY, '--out', copy))
+    assert 'width: 20 and not 16' in one_line(study(**TINY, out=copy))
 
 
 def test_too_many_labels():
