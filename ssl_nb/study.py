@@ -8,7 +8,7 @@ __all__ = ['RESULT_KEYS', 'KINDS', 'DEMO', 'METHODS', 'STUDIES', 'machine', 'git
            'probe_blocks', 'transfer', 'run_study', 'do_run', 'demo_runs', 'mean_spread', 'demo_accuracies',
            'demo_table', 'demo_probes', 'probe_table', 'demo_figure', 'get_runs']
 
-# %% ../nbs/16_study.ipynb #705d870d
+# %% ../nbs/16_study.ipynb #3327b69b
 import hashlib
 import json
 import platform
@@ -35,7 +35,7 @@ from .rotation import rotnet_learner
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, atomic, load_weights, save_weights
 
-# %% ../nbs/16_study.ipynb #758cd213
+# %% ../nbs/16_study.ipynb #521a5e05
 def machine(
     device): # a torch device
     "Device, versions and code that a result was made with"
@@ -59,7 +59,7 @@ def weights_digest(
     for k,v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/16_study.ipynb #521a5e05
+# %% ../nbs/16_study.ipynb #6afcdeaf
 RESULT_KEYS = 'study run name kind protocol scale seed data config metrics history seconds machine commit'.split()
 
 def save_result(
@@ -88,7 +88,7 @@ def read_results(
     results = [read_result(p) for p in sorted(Path(folder).glob('*.json'))]
     return [r for r in results if all(r.get(k) == v for k,v in want.items())]
 
-# %% ../nbs/16_study.ipynb #2696f4e3
+# %% ../nbs/16_study.ipynb #14560a78
 def find_device(name:str='auto'):
     "The torch device of that name; `auto` takes a GPU where there is one. Raises `InputError` when there is no such device."
     if name == 'auto': return default_device()
@@ -122,7 +122,7 @@ class Place:
     def weights(self, run): return self.folder/'weights'/f'{run}.safetensors'
     def checkpoint(self, run): return self.folder/'checkpoints'/f'{run}.ckpt'
 
-# %% ../nbs/16_study.ipynb #bfce23a2
+# %% ../nbs/16_study.ipynb #852b45ea
 class Bar(Callback):
     "A progress bar in the terminal for a whole fit"
     order = Checkpoint.order + 1  # when a resumed fit knows where it begins
@@ -151,7 +151,7 @@ def fit_run(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(run['config']['epochs'], run['config']['lr'])
     return learn
 
-# %% ../nbs/16_study.ipynb #3a726f97
+# %% ../nbs/16_study.ipynb #34b098c6
 def pretrain_rotation(run, place):
     "Train a NIN to tell rotations; its trunk's weights are kept"
     c = run['config']
@@ -199,7 +199,7 @@ def transfer(run, place):
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 
-# %% ../nbs/16_study.ipynb #c965d0d7
+# %% ../nbs/16_study.ipynb #f6e1a5be
 def run_study(
     runs:list, # of dicts, see `demo_runs`
     place:Place,
@@ -242,7 +242,7 @@ def _difference(a, b):
 def _in_words(metrics):
     return ', '.join(f"{k.replace('_',' ')} {' '.join(f'{100*x:.1f}' for x in (v if isinstance(v, list) else [v]))} %" for k,v in metrics.items())
 
-# %% ../nbs/16_study.ipynb #b66def6d
+# %% ../nbs/16_study.ipynb #f12d24f3
 DEMO = dict(
     tiny=dict(train=300, test=100, width=16, pretrain=dict(epochs=2, bs=25, lr=.1), transfer=dict(epochs=2, steps=5, bs=25, lr=.1), labels=(5,), draws=2),
     small=dict(train=10000, test=None, width=32, pretrain=dict(epochs=8, bs=32, lr=.1), transfer=dict(epochs=4, steps=100, bs=50, lr=.1), labels=(20,100), draws=3))
@@ -269,7 +269,7 @@ def demo_runs(
                          mode='finetune' if m == 'scratch' else 'cached', **s['transfer']) for m in METHODS]
     return runs
 
-# %% ../nbs/16_study.ipynb #de10aaee
+# %% ../nbs/16_study.ipynb #1ad84f05
 def mean_spread(
     values:list): # accuracies, 0 to 1
     "Mean and standard deviation over draws, in per cent, with the number of draws"
@@ -312,7 +312,7 @@ def demo_figure(
     for ax,t in zip(axs, ('pretraining: four rotations', 'few labels, two blocks + conv head', 'kNN on features of each block')): ax.set_title(t, fontsize=9)
     return fig
 
-# %% ../nbs/16_study.ipynb #01ecb4a3
+# %% ../nbs/16_study.ipynb #5980af0a
 STUDIES = dict(demo=dict(runs=demo_runs, scales=tuple(DEMO), protocols=('best',)))
 
 def get_runs(
