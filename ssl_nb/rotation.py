@@ -15,7 +15,7 @@ from torch import nn
 
 from .augment import Augment, rotnet_augment
 from .heads import linear_head
-from .learner import sgd, ssl_learner
+from .learner import ssl_learner
 from .nets import feature_shape, nin
 
 # %% ../nbs/10_rotation.ipynb #026817ed

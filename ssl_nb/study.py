@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import Learner
+from fastai.callback.schedule import Learner  # with `fit_one_cycle`
 from fastai.torch_core import default_device
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from .augment import rotnet_augment
-from .data import Images, InputError, cifar10, cifar10_sample, image_dls, label_fraction
+from .data import InputError, cifar10, cifar10_sample, image_dls, label_fraction
 from .evaluate import block_probe, knn_accuracy
 from .nets import nin
 from .plots import history, plot_blocks, plot_history, plot_methods
@@ -139,7 +139,9 @@ class Bar(Callback):
         if time.monotonic() > self.next_read:
             self.tqdm.set_postfix_str(f'loss {self.loss.item():.3f}'); self.next_read = time.monotonic() + 1
 
-    def after_fit(self): self.tqdm.close()
+    def after_fit(self): self.close()
+    def close(self):
+        if hasattr(self, 'tqdm'): self.tqdm.close()
 
 def fit_run(
     learn:Learner,
@@ -147,8 +149,11 @@ def fit_run(
     place:Place):
     "A one-cycle fit with a bar and a checkpoint each epoch"
     config = {k: run[k] for k in ('run','seed','data','config')}
-    learn.add_cbs([Checkpoint(place.checkpoint(run['run']), config), Bar(run.get('desc', run['name']))])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(run['config']['epochs'], run['config']['lr'])
+    bar = Bar(run.get('desc', run['name']))
+    learn.add_cbs([Checkpoint(place.checkpoint(run['run']), config), bar])
+    try:
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(run['config']['epochs'], run['config']['lr'])
+    finally: bar.close()  # what is printed next begins on a line of its own
     return learn
 
 # %% ../nbs/16_study.ipynb #34b098c6

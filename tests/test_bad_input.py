@@ -3,6 +3,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load
 
 TINY = dict(study='demo', scale='tiny', device='cpu')
 
@@ -103,7 +105,8 @@ def test_damaged_weights(study, one_line, copy):
     assert 'is damaged' in (line := one_line(study(**TINY, out=copy))) and 'delete it' in line
     weights.unlink()  # as the line says: then they are made again
     assert study(**TINY, out=copy).returncode == 0
-    assert weights.read_bytes() == whole
+    a, b = load(whole), load(weights.read_bytes())
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_weights_of_another_run(study, one_line, copy):
@@ -133,5 +136,5 @@ def test_too_many_labels():
     for labels in (451, 10**9):
         with pytest.raises(InputError, match='class .* has 450'): label_fraction(train, labels)
     for labels in (0, -1, -.5):
-        with pytest.raises(InputError, match='give a number of 1 or more'): label_fraction(train, labels)
+        with pytest.raises(InputError, match='a whole number of 1 or more'): label_fraction(train, labels)
     with pytest.raises(InputError, match='has no labels'): label_fraction(train.unlabelled(), 1)

@@ -10,7 +10,7 @@ from ssl_nb.data import ImageDL, Images, InputError, cifar10_sample, holdout, im
 from ssl_nb.evaluate import knn
 from ssl_nb.nets import NIN, nin
 from ssl_nb.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
-from ssl_nb.transfer import Frozen, set_bn_statistics, transfer_learner
+from ssl_nb.transfer import set_bn_statistics, transfer_learner
 
 train, test = cifar10_sample()
 
@@ -120,7 +120,6 @@ def test_bn_statistics_leave_the_weights_alone():
 
 
 def test_rotation_in_a_plain_learner_with_lr_find_and_get_preds():
-    import fastai.callback.schedule  # patches lr_find in
     small = train.subset(slice(0, 200))
     learn = rotnet_learner(image_dls(small, test.subset(slice(0, 50)), 20, device='cpu'), NIN(16))
     with learn.no_bar(): learn.lr_find(num_it=5)
