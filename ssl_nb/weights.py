@@ -100,7 +100,7 @@ class Checkpoint(Callback):
             losses=torch.stack([torch.as_tensor(l).as_subclass(torch.Tensor).cpu() for l in r.losses]), smooth=(r.smooth_loss.count, r.smooth_loss.val.as_subclass(torch.Tensor)))
         data = io.BytesIO()
         torch.save(state, data)  # into memory: torch's own writer does not say why it failed
-        with atomic(self.path) as part: part.write_bytes(data.getbuffer())
+        with atomic(self.path) as part: part.write_bytes(data.getvalue())
 
     def _device_rng(self):
         "What holds the random state of the device: a module with `get_rng_state` and `set_rng_state`"
