@@ -17,7 +17,7 @@ from PIL import Image
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import default_device, to_detach as _to_detach
 from matplotlib import pyplot as plt
 from torchvision.datasets import CIFAR10
@@ -47,14 +47,16 @@ class Images:
 # %% ../nbs/00_data.ipynb #735c3046
 @patch(as_prop=True)
 def c(self:Images):
-    "The number of classes"
+    "The number of classes, or of numbers to predict for each image"
     if self.vocab is not None: return len(self.vocab)
-    return int(self.y.max())+1 if self.y is not None and self.y.dtype == torch.long else 0
+    if self.y is None: return 0
+    return self.y.shape[1] if self.y.ndim > 1 else int(self.y.max())+1 if self.y.dtype == torch.long else 1
 
 @patch(as_prop=True)
 def loss_func(self:Images):
-    "The loss that a `Learner` takes when it is given none: cross-entropy for classes"
-    return CrossEntropyLossFlat() if self.y is not None and self.y.dtype == torch.long else None
+    "The loss that a `Learner` takes when it is given none: cross-entropy for classes, mean squared error for numbers"
+    if self.y is None: return None
+    return CrossEntropyLossFlat() if self.y.dtype == torch.long else MSELossFlat()
 
 # %% ../nbs/00_data.ipynb #e2a13def
 @patch

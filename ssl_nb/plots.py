@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['history', 'plot_history', 'plot_rotations', 'plot_filters', 'attention_map', 'plot_attention', 'plot_neighbours',
-           'plot_blocks', 'plot_methods']
+           'plot_blocks', 'plot_methods', 'plot_fractions', 'layer_names', 'plot_net']
 
 # %% ../nbs/14_plots.ipynb #afb1b4ef
 import numpy as np
@@ -133,4 +133,59 @@ def plot_methods(
             ax.plot([at]*len(a), a, 'k.', ms=3)
     ax.set(xticks=range(len(labels)), xticklabels=labels, xlabel='labels a class', ylabel=ylabel)
     ax.margins(y=.3); ax.legend(fontsize=8, loc='upper left')  # room for the legend above the bars
+    return ax
+
+# %% ../nbs/14_plots.ipynb #2fb1b817
+def plot_fractions(
+    table:dict, # method -> {labels a class: list of accuracies, one a draw, 0 to 1}
+    ylabel:str='test accuracy (%)',
+    ax=None):
+    "Accuracy by labels a class, a line a method: mean, and range over the draws"
+    if ax is None: _,ax = plt.subplots(figsize=(4.2,2.6), layout='constrained')
+    for name,accs in table.items():
+        labels = [k for k,a in accs.items() if a]
+        a = [100*np.array(accs[k]) for k in labels]
+        ax.plot(labels, [x.mean() for x in a], 'o-', ms=4, label=name)
+        ax.fill_between(labels, [x.min() for x in a], [x.max() for x in a], alpha=.2)
+    ticks = sorted({k for accs in table.values() for k in accs})
+    ax.set(xscale='log', xlabel='labels a class', ylabel=ylabel)
+    ax.set_xticks(ticks, ticks); ax.minorticks_off(); ax.grid(alpha=.3); ax.legend(fontsize=8)
+    return ax
+
+# %% ../nbs/14_plots.ipynb #97f89cb1
+def layer_names(
+    block:nn.Module,
+    x): # what goes in, [B,C,H,W]
+    "The layers of a block in words, each with the shape [C,H,W] that comes out, and the output"
+    rows = []
+    for m in (m for m in block.modules() if not list(m.children())):
+        if isinstance(m, nn.Flatten): x = m(x); continue
+        x = m(x)
+        name = type(m).__name__
+        if isinstance(m, nn.Conv2d): name = f'conv {m.kernel_size[0]}x{m.kernel_size[1]}'
+        elif isinstance(m, (nn.MaxPool2d, nn.AvgPool2d)): name = f"{'max' if isinstance(m, nn.MaxPool2d) else 'average'} pool {m.kernel_size}/{m.stride}"
+        elif isinstance(m, nn.AdaptiveAvgPool2d): name = 'global average pool'
+        elif isinstance(m, nn.Linear): name = 'linear'
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)) and rows: rows[-1][0] += ', BN' if not isinstance(m, nn.ReLU) else ', ReLU'; continue
+        rows.append([name, 'x'.join(map(str, x.shape[1:]))])
+    return rows, x
+
+@torch.no_grad()
+def plot_net(
+    blocks:dict, # name -> module, in order; each takes what the one before gives
+    size:int=32, # side of the image, pixels
+    ax=None):
+    "Diagram of a net, a column a block (report, Figures 1 and 2)"
+    x,columns = torch.zeros(2, 3, size, size), []
+    for m in blocks.values():
+        training = m.training
+        rows,x = layer_names(m.eval(), x); m.train(training); columns.append(rows)
+    high = max(map(len, columns))
+    if ax is None: _,ax = plt.subplots(figsize=(1.9*len(blocks), .5*high+.5), layout='constrained')
+    for j,(name,rows) in enumerate(zip(blocks, columns)):
+        ax.text(j, .75, name, ha='center', weight='bold', fontsize=9)
+        for i,(layer,shape) in enumerate(rows):
+            ax.text(j, -i, f'{layer}\n{shape}', ha='center', va='center', fontsize=7, bbox=dict(boxstyle='round', fc=f'C{j}', alpha=.25))
+        if j+1 < len(columns): ax.annotate('', (j+.58, .8), (j+.42, .8), arrowprops=dict(arrowstyle='->'))
+    ax.set(xlim=(-.5, len(blocks)-.5), ylim=(.5-high, 1.1)); ax.axis('off')
     return ax

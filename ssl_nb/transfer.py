@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 from .augment import Augment, rotnet_augment
 from .data import ImageDL, Images, InputError, image_dls
 from .heads import make_head
-from .learner import ssl_learner
+from .learner import rotnet_opt, ssl_learner
 from .nets import Trunk, feature_shape
 
 # %% ../nbs/12_transfer.ipynb #5b5e91c2
@@ -56,12 +56,13 @@ def cache_features(
     norm:nn.Module, # what the images go through first
     upto:int|None=None, # after which block; the last by default
     device=None, # where to compute; by default where the images are
-    bs:int=250): # images a batch
-    "The features after block `upto` as a data set [N,C,H,W], with the images' targets"
+    bs:int=250, # images a batch
+    passes:int=1): # how often; more than once is of use only when `norm` augments
+    "The features after block `upto` as a data set [passes*N,C,H,W], with the images' targets"
     device = images.x.device if device is None else torch.device(device)
     body,norm = Frozen(trunk, upto).to(device, memory_format=torch.channels_last), norm.to(device)
-    feats = torch.cat([body(norm(b[0].to(device))) for b in ImageDL(images, bs)])
-    y = None if images.y is None else images.y.to(device)
+    feats = torch.cat([body(norm(b[0].to(device))) for _ in range(passes) for b in ImageDL(images, bs)])
+    y = None if images.y is None else images.y.to(device).repeat(passes, *[1]*(images.y.ndim-1))
     return Images(feats, y, images.vocab, f'{images.name}, block {upto or "last"}')
 
 # %% ../nbs/12_transfer.ipynb #e362a3b3
@@ -72,24 +73,27 @@ def transfer_learner(
     upto:int=2, # how many blocks to keep
     head='conv', # `linear`, `nonlinear`, `conv`, or a function of (shape, n_out)
     mode:str='cached', # `cached`: frozen blocks, features computed once; `frozen`: the same live, with augmentation; `finetune`: all is trained
-    protocol:str='best', # augmentation of `frozen` and `finetune`
+    protocol:str='best', # whose augmentation and weight decay
     bs:int=128, # images a batch
     steps:int|None=None, # batches an epoch; by default as many as there are images for
     device=None, # by default fastai's: a GPU where there is one
+    passes:int|None=None, # `cached`: keep the features of so many augmented passes; by default of one without augmentation
     **kwargs): # for `ssl_learner`
     "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first."
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
     augment,norm = rotnet_augment(protocol)
     net = make_head(head, feature_shape(trunk, upto, train.x.shape[-1]), train.c)
-    kwargs = {**dict(metrics=accuracy, lr=.1), **kwargs}
+    if mode == 'finetune' and protocol != 'report': kwargs.setdefault('splitter', body_and_head)  # `report` groups by weight decay
+    kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))
     if mode == 'cached':
         device = default_device() if device is None else device
-        train,valid = (cache_features(trunk, im, norm, upto, device) for im in (train,valid))
+        steps = steps or (passes and max(1, len(train)//bs))  # an epoch is as long as ever
+        train = cache_features(trunk, train, augment if passes else norm, upto, device, passes=passes or 1)
+        valid = cache_features(trunk, valid, norm, upto, device)
     else:
         cbs = L(Augment(augment, norm)) + cbs
         net = nn.Sequential(Frozen(trunk, upto) if mode == 'frozen' else deepcopy(trunk.upto(upto)).requires_grad_(True), net)
-    if mode == 'finetune': kwargs.setdefault('splitter', body_and_head)
     return ssl_learner(image_dls(train, valid, bs, steps=steps, device=device), net, cbs=cbs, **kwargs)
 
 def body_and_head(

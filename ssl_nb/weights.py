@@ -78,16 +78,19 @@ class Checkpoint(Callback):
     def __init__(self,
         path, # the checkpoint's file
         config:dict|None=None): # what the fit is; a file with another one is refused
-        self.path,self.config,self.start = Path(path), json.dumps(config or {}, sort_keys=True), 0
+        self.path,self.config,self.start,self.fitting = Path(path), json.dumps(config or {}, sort_keys=True), 0, False
 
     def before_fit(self):
+        self.fitting = self.learn.create_mbar  # False in `validate` and `get_preds`, which begin fits and epochs too
+        if not self.fitting: return
         self.start,self.secs,self.begun = 0, 0., time.time()  # `secs`: what earlier sessions took
         if self.path.exists(): self._load()
 
     def before_epoch(self):
-        if self.epoch < self.start: raise CancelEpochException()
+        if self.fitting and self.epoch < self.start: raise CancelEpochException()
 
     def after_epoch(self):
+        if not self.fitting: return
         r = self.recorder
         if self.epoch < self.start: r.values[-1],r.iters[-1] = L(self.done['values'][self.epoch]), self.done['iters'][self.epoch]
         else: self._save()
