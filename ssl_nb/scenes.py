@@ -211,7 +211,7 @@ def gtsdb(
     files = _find(folder, rows)
     scene = rows[:,1].unique(return_inverse=True)[1]  # `unique` sorts too
     first,last = rows[:,2:4], rows[:,4:6]
-    return Scenes(_read_photographs(list(files.values()), shrink), torch.cat([first, last-first+1], 1)/shrink, scene, rows[:,6], SIGNS, 'GTSDB', list(files))
+    return Scenes(_read_photographs(list(files.values()), shrink), torch.cat([first, last-first+1], 1)/shrink, scene, rows[:,6], SIGNS, f'GTSDB, {folder.name}, {next(iter(files.values())).suffix}', list(files))
 
 # %% ../nbs/06_scenes.ipynb #ec1ff0d1
 def _offsets(

@@ -61,7 +61,10 @@ def cache_features(
     "The features after block `upto` as a data set [passes*N,C,H,W], with the images' targets"
     device = images.x.device if device is None else torch.device(device)
     body,norm = Frozen(trunk, upto).to(device, memory_format=torch.channels_last), norm.to(device)
-    feats = torch.cat([body(norm(b[0].to(device))) for _ in range(passes) for b in ImageDL(images, bs)])
+    feats = torch.empty(passes*len(images), *feature_shape(trunk, upto, images.x.shape[-1]), device=device)  # to join batches would take the memory twice
+    at = 0
+    for _ in range(passes):
+        for x,*_ in ImageDL(images, bs): feats[at:at+len(x)] = body(norm(x.to(device))); at += len(x)
     y = None if images.y is None else images.y.to(device).repeat(passes, *[1]*(images.y.ndim-1))
     return Images(feats, y, images.vocab, f'{images.name}, block {upto or "last"}')
 
@@ -72,7 +75,8 @@ def transfer_learner(
     valid:Images, # images to measure on
     upto:int=2, # how many blocks to keep
     head='conv', # `linear`, `nonlinear`, `conv`, or a function of (shape, n_out)
-    mode:str='cached', # `cached`: frozen blocks, features computed once; `frozen`: the same live, with augmentation; `finetune`: all is trained
+    mode:str='cached', # `cached`: frozen blocks, features computed once; `features`: the images are features already, of `cache_features`;
+                       # `frozen`: blocks live, with augmentation; `finetune`: all is trained
     protocol:str='best', # whose augmentation and weight decay
     bs:int=128, # images a batch
     steps:int|None=None, # batches an epoch; by default as many as there are images for
@@ -82,7 +86,9 @@ def transfer_learner(
     "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first."
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
     augment,norm = rotnet_augment(protocol)
-    net = make_head(head, feature_shape(trunk, upto, train.x.shape[-1]), train.c)
+    shape = tuple(train.x.shape[1:]) if mode == 'features' else feature_shape(trunk, upto, train.x.shape[-1])
+    own = dict(momentum=.9) if protocol == 'report' and head in ('conv','box') else {}  # BatchNorm as in the net
+    net = make_head(head, shape, train.c, **own)
     if mode == 'finetune' and protocol != 'report': kwargs.setdefault('splitter', body_and_head)  # `report` groups by weight decay
     kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))
@@ -91,7 +97,7 @@ def transfer_learner(
         steps = steps or (passes and max(1, len(train)//bs))  # an epoch is as long as ever
         train = cache_features(trunk, train, augment if passes else norm, upto, device, passes=passes or 1)
         valid = cache_features(trunk, valid, norm, upto, device)
-    else:
+    elif mode != 'features':
         cbs = L(Augment(augment, norm)) + cbs
         net = nn.Sequential(Frozen(trunk, upto) if mode == 'frozen' else deepcopy(trunk.upto(upto)).requires_grad_(True), net)
     return ssl_learner(image_dls(train, valid, bs, steps=steps, device=device), net, cbs=cbs, **kwargs)
@@ -101,4 +107,4 @@ def body_and_head(
     "Two parameter groups, so that `lr=slice(.01,.1)` trains the body at a tenth of the head's rate"
     return [list(m.parameters()) for m in model]
 
-TRANSFER_MODES = 'cached', 'frozen', 'finetune'
+TRANSFER_MODES = 'cached', 'features', 'frozen', 'finetune'

@@ -9,7 +9,7 @@ from ssl_nb.data import InputError
 from ssl_nb.nets import NIN
 from ssl_nb.rotation import rotate, rotation_labels
 from ssl_nb.rotnet_study import RECIPES, SCALES, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table, train_mode_accuracy
-from ssl_nb.study import Place, do_run, read_results
+from ssl_nb.study import Place, do_run, read_results, run_study
 
 
 def test_the_whole_study_from_the_command_line(ssl_study, tmp_path):
@@ -45,10 +45,19 @@ def test_report_drops_and_decays_as_its_code_did():
 
 
 def test_a_study_without_its_signs_leaves_them_out(tmp_path, capsys):
-    assert find_signs('rotnet', str(tmp_path), False) == dict(signs=None)
+    assert find_signs(str(tmp_path), False) is None
     assert 'Table 6 is left out' in capsys.readouterr().out
-    assert find_signs('rotnet', '', False) == dict(signs='sample') and find_signs('demo', '', False) == {}
+    assert find_signs('', False) == 'sample' and find_signs(str(tmp_path), True) == 'gtsdb'
     assert not any(r['kind'] == 'boxes' for r in rotnet_runs('tiny', signs=None))
+
+
+def test_paper_takes_its_200_epochs():
+    runs = {r['name']: r['config'].get('epochs') for r in rotnet_runs('full', 'paper', data='cifar10')}
+    assert (runs['pretrain'], runs['supervised'], runs['conv'], runs['block2']) == (200, 200, 100, 100)
+
+
+def test_a_run_says_on_which_data_it_is(tmp_path):
+    with pytest.raises(InputError, match="is to run on 'cifar10', but the place has the packaged sample"): run_study(rotnet_runs('tiny', data='cifar10'), Place(tmp_path, device='cpu'))
 
 
 def test_labels_are_those_that_were_asked_for():
