@@ -121,7 +121,8 @@ def box_iou(
 # %% ../nbs/13_evaluate.ipynb #90d95c40
 def argmax_match(pred, targ):
     "Share of boxes whose largest number is the largest predicted one too, 0 to 1: the report's \"accuracy\" of boxes"
-    return (pred.argmax(1) == targ.argmax(1)).float().mean()
+    right = (pred.argmax(1) == targ.argmax(1)).float()
+    return torch.where(pred.isnan().any(1), torch.nan, right).mean()  # a net that diverged has no largest number
 
 def mean_iou(pred, targ):
     "Mean intersection over union of boxes [N,4], 0 to 1"

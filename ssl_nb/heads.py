@@ -22,11 +22,12 @@ def linear_head(
 def nonlinear_head(
     shape:tuple, # of the features: (C,H,W)
     n_out:int, # how many numbers come out
-    hidden:int=200): # units of the two hidden layers
+    hidden:int=200, # units of the two hidden layers
+    linear:str='truncated'): # initialisation of the linear layers, see `init_nin`
     "Flatten, two hidden layers with BatchNorm and ReLU, one linear layer (report, section 4.3.1)"
     layer = lambda i,o: [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
     c,h,w = shape
-    return init_nin(nn.Sequential(nn.Flatten(), *layer(c*h*w, hidden), *layer(hidden, hidden), nn.Linear(hidden, n_out)), 'truncated')
+    return init_nin(nn.Sequential(nn.Flatten(), *layer(c*h*w, hidden), *layer(hidden, hidden), nn.Linear(hidden, n_out)), linear)
 
 # %% ../nbs/03_heads.ipynb #eaa13b0e
 def conv_head(
@@ -45,7 +46,7 @@ def box_head(
     momentum:float=.1): # of BatchNorm's running statistics of the block, as torch counts it
     "One more NIN block without a pool, then the non-linear head: for the position of things (report, section 4.4)"
     c = shape[0]
-    return nn.Sequential(init_nin(nin_block(c, (c,)*3, 3, momentum)), nonlinear_head(shape, n_out))
+    return nn.Sequential(init_nin(nin_block(c, (c,)*3, 3, momentum)), nonlinear_head(shape, n_out, linear='glorot'))
 
 # %% ../nbs/03_heads.ipynb #aa0926dd
 HEADS = dict(linear=linear_head, nonlinear=nonlinear_head, conv=conv_head, box=box_head)

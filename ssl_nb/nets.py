@@ -71,7 +71,7 @@ def nin_block(
 @torch.no_grad()
 def init_nin(
     m:nn.Module, # initialised in place
-    linear:str=''): # linear layers: '' torch's own, 'normal' or 'truncated' with standard deviation sqrt(2/out)
+    linear:str=''): # linear layers: '' torch's own, 'normal' or 'truncated' with standard deviation sqrt(2/out), 'glorot' as Keras does by itself
     "N(0, sqrt(2/(k*k*out))) for convolutions, 1 and 0 for BatchNorm, 0 for biases (report, sections 5.1 and 5.2)"
     for l in m.modules():
         if isinstance(l, nn.Conv2d): l.weight.normal_(0, (2/(l.kernel_size[0]*l.kernel_size[1]*l.out_channels))**.5)
@@ -79,6 +79,7 @@ def init_nin(
         elif isinstance(l, nn.Linear):
             l.bias.zero_()
             if linear == 'normal': l.weight.normal_(0, (2/l.out_features)**.5)
+            if linear == 'glorot': nn.init.xavier_uniform_(l.weight)
             if linear == 'truncated': std = (2/l.out_features)**.5; nn.init.trunc_normal_(l.weight, std=std, a=-2*std, b=2*std)
     return m
 

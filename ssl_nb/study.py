@@ -373,6 +373,7 @@ def mean_spread(
     "Mean and standard deviation over runs, in per cent, with the number of runs"
     if not values: return 'not run'
     v = 100*np.array(values)
+    if (bad := np.isnan(v)).any(): return f"{mean_spread((v[~bad]/100).tolist())}, {bad.sum()} diverged" if not bad.all() else 'diverged'
     return f'{v.mean():.1f} ± {v.std(ddof=1):.1f} (n={len(v)})' if len(v) > 1 else f'{v[0]:.1f} (n=1)'
 
 def one_setting(
