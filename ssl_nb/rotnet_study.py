@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from fastai.metrics import accuracy
 from fastcore.basics import noop
+from matplotlib import pyplot as plt
 from torch import nn
 
 from .augment import Augment, check_protocol, rotnet_augment
@@ -44,9 +45,9 @@ RECIPES = dict(
 # %% ../nbs/18_rotnet_study.ipynb #6d87585e
 SCALES = dict(
     tiny=dict(width=16, train=300, test=100, watch=50, reps=1, signs=60, labels=[5,None], draws=[2,1],
-              epochs=dict(pretrain=2, nonlinear=2, conv=2, supervised=2, finetuned=1, boxes=3, fraction=1, artefact=2), fraction=dict(bs=25, steps=4), artefact=dict(bs=25, labels=5), best=dict(pretrain=dict(bs=25), heads=dict(mode='cached', passes=2))),
+              epochs=dict(pretrain=2, nonlinear=2, conv=2, supervised=2, finetuned=1, boxes=3, fraction=1, artefact=2), fraction=dict(bs=25, steps=4), long=dict(labels=[None], steps=8), artefact=dict(bs=25, labels=5), best=dict(pretrain=dict(bs=25), heads=dict(mode='cached', passes=2))),
     small=dict(width=32, train=20000, test=None, watch=2000, reps=2, signs=None, head_width=96, labels=[20,100,400,1000,None], draws=[3,3,3,2,2],
-               epochs=dict(pretrain=8, nonlinear=15, conv=15, supervised=15, finetuned=8, boxes=15, fraction=4, artefact=100), fraction=dict(bs=64, steps=125), artefact=dict(bs=50, labels=20), best=dict(pretrain=dict(bs=32), heads=dict(mode='cached', passes=2))),
+               epochs=dict(pretrain=8, nonlinear=15, conv=15, supervised=15, finetuned=8, boxes=15, fraction=4, artefact=100), fraction=dict(bs=64, steps=125), long=dict(labels=[400,1000,None], steps=500), artefact=dict(bs=50, labels=20), best=dict(pretrain=dict(bs=32), heads=dict(mode='cached', passes=2))),
     full=dict(width=192, train=None, test=None, watch=None, reps=3, signs=None, labels=[20,100,400,1000,None], draws=[5,5,3,3,3],
               epochs=dict(pretrain=100, nonlinear=100, conv=100, supervised=100, finetuned=100, boxes=100, fraction=100, artefact=100), fraction=dict(bs=128, steps=390), artefact=dict(bs=128, labels=100),
               report=dict(artefact=dict(labels=None)), paper=dict(epochs=dict(pretrain=200, supervised=200))))
@@ -145,7 +146,7 @@ KINDS.update(boxes=boxes, artefact=artefact, block4=probe_block4)
 COSTS.update(boxes=cost_boxes, artefact=cost_artefact, block4=cost_transfer)
 
 # %% ../nbs/18_rotnet_study.ipynb #e4fe751d
-PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', artefact='the BatchNorm artefact', boxes='Table 6: traffic signs')
+PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact', boxes='Table 6: traffic signs')
 
 def rotnet_runs(
     scale:str='small', # `tiny`, `small` or `full`
@@ -157,7 +158,9 @@ def rotnet_runs(
     "All runs of the study, as plain data"
     check_protocol(protocol)
     s,tag = _settings(scale, protocol), f'{scale}-{protocol}-{data}-seed{seed}'
-    few = [(k, 3) for k in labels] or [(k, n) for k,n in zip(s['labels'], s['draws']) if data != 'sample' or k is None or k <= 450]  # of the sample, 450 a class
+    def there(k): return data != 'sample' or k is None or k <= 450  # the sample has 450 a class
+    few = [(k, 3) for k in labels] or [(k, n) for k,n in zip(s['labels'], s['draws']) if there(k)]
+    more = [] if labels else [k for k in s.get('long', {}).get('labels', []) if there(k)]
     common = dict(train=s['train'], test=s['test'], width=s['width'])
     def run(part, name, kind, rep=None, **config):
         suffix = '' if rep is None else f'-rep{rep}'
@@ -179,12 +182,12 @@ def rotnet_runs(
     for r in reps:
         runs += [head('conv', 'random-conv', 'conv', r, 'heads', start='random'), head('conv', 'random-nonlinear', 'nonlinear', r, 'heads', start='random')]
         runs += [head('conv', 'supervised', 'supervised', r, 'blocks', start='random'), head('conv', 'finetuned', 'finetuned', r, 'blocks')]
-    for k,draws in few:
-        common_few = dict(labels=k, **s['fraction'], epochs=s['epochs']['fraction'])
+    for part,steps,k,draws in [*(('fraction', s['fraction']['steps'], k, n) for k,n in few), *(('long', s['long']['steps'], k, 1) for k in more)]:
+        common_few = dict(labels=k, bs=s['fraction']['bs'], steps=steps, epochs=s['epochs']['fraction'])
         passes = dict(passes=_passes(k, s)) if 'passes' in s['heads'] else {}
         for d in range(draws):
-            runs += [head('fraction', f"fraction-conv-{k or 'all'}", 'conv', d, 'heads', method='conv', draw=d, **common_few, **passes),
-                     head('fraction', f"fraction-supervised-{k or 'all'}", 'supervised', d, 'blocks', start='random', method='supervised', draw=d, **common_few)]
+            runs += [head(part, f"{part}-conv-{k or 'all'}", 'conv', d, 'heads', method='conv', draw=d, **common_few, **passes),
+                     head(part, f"{part}-supervised-{k or 'all'}", 'supervised', d, 'blocks', start='random', method='supervised', draw=d, **common_few)]
     runs += [run('artefact', 'artefact', 'artefact', r, start='random', epochs=s['epochs']['artefact'], lr=.1, **s['artefact']) for r in reps]
     return runs + (sign_runs(run, s, pretrained, data, signs) if signs else [])
 
@@ -255,9 +258,10 @@ def rotation_table(results:list):
 FRACTION_NAMES = dict(conv='RotNet + conv', supervised='supervised NIN')
 
 def fractions(
-    results:list): # of one protocol and scale
+    results:list, # of one protocol and scale
+    part:str='fraction'): # or `long`: the same with more steps
     "Method -> labels a class -> accuracies. The whole training set counts as its number of images a class."
-    rs = [r for r in one_setting(results, 'protocol', 'scale') if r['part'] == PARTS['fraction']]
+    rs = [r for r in one_setting(results, 'protocol', 'scale') if r['part'] == PARTS[part]]
     out = {n: {} for n in FRACTION_NAMES.values()}
     for r in sorted(rs, key=lambda r: r['sizes']['labelled']): out[FRACTION_NAMES[r['config']['method']]].setdefault(r['sizes']['labelled']//10, []).append(r['metrics']['accuracy'])
     return out
@@ -268,6 +272,7 @@ def fraction_table(
     ours = fractions(results)
     rows = {f'paper: {FRACTION_NAMES[m]}': {k: f'{v:.1f}' for k,v in row.items()} for m,row in PAPER_FRACTION.items()}
     rows.update({f'ours: {n}': {k: mean_spread(a) for k,a in row.items()} for n,row in ours.items()})
+    rows.update({f'ours, more steps: {n}': {k: mean_spread(a) for k,a in row.items()} for n,row in fractions(results, 'long').items() if row})
     return pd.DataFrame(rows).T.sort_index(axis=1).fillna('')
 
 def crossing(
@@ -324,11 +329,15 @@ def rotnet_figure(
 
 def fraction_figure(
     results:list): # of one protocol and scale
-    "Accuracy by labels a class: ours, and where the curves cross"
-    table = fractions(results)
-    ax = plot_fractions(table)
-    if k := crossing(table): ax.axvline(k, color='k', lw=.8, ls=':'); ax.set_title(f'the curves cross at about {k:.0f} labels a class', fontsize=8)
-    return ax
+    "Accuracy by labels a class, with more steps as well where that was run; the axes"
+    tables = [t for t in (fractions(results), fractions(results, 'long')) if any(t.values())]
+    _,axs = plt.subplots(1, len(tables), figsize=(4.2*len(tables),2.8), layout='constrained', sharey=True, squeeze=False)
+    for ax,table in zip(axs[0], tables):
+        k = crossing(table)
+        plot_fractions(table, ax=ax).set_title(f'the curves cross at about {k:.0f} labels a class' if k else 'the curves do not cross', fontsize=8)
+        if k: ax.axvline(k, color='k', lw=.8, ls=':')
+    for ax,name in zip(axs[0], ('equal steps','equal steps, four times as many')): ax.set_xlabel(f'labels a class ({name})')
+    return axs[0]
 
 def sign_figure(
     result:dict, # of a run of kind `boxes`
