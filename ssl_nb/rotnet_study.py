@@ -129,7 +129,9 @@ def before_last_relu(trunk):
     trunk.blocks[3][2] = last[:1]
     return trunk, lambda shape, n: nn.Sequential(nn.BatchNorm2d(shape[0], momentum=.9), nn.ReLU(), nonlinear_head(shape, n))
 
-def probe_block4(run, place): return transfer(run, place, before_last_relu)
+def probe_block4(run, place):
+    "The non-linear head on block 4, as the report had it"
+    return transfer(run, place, before_last_relu)
 
 def cost_boxes(run, place):
     "Steps of a box head, and two passes through the blocks below"

@@ -300,7 +300,9 @@ def estimate(
         return paces[name,n]*(trained + passed/3) + trained/n*STEP  # backward costs twice what forward does
     return [sum(seconds(*part) for part in COSTS[r['kind']](r, place)) for r in runs]
 
-def duration(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+def duration(seconds):
+    "Seconds in words"
+    return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
 # %% ../nbs/16_study.ipynb #c4d8b0a2
 def run_study(

@@ -61,7 +61,8 @@ def test_sigkill_while_a_file_is_written(ssl_study, finished, tmp_path, n, befor
 
 def test_ctrl_c_says_how_to_go_on(ssl_study, finished, tmp_path):
     args = ['demo', '--scale', 'tiny', '--device', 'cpu', '--out', str(tmp_path)]
-    p = subprocess.Popen([SSL_STUDY, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is born deaf to Ctrl-C
+    p = subprocess.Popen([SSL_STUDY, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     p.stdout.readline()
     time.sleep(.5)
     p.send_signal(signal.SIGINT)
