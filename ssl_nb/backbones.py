@@ -7,7 +7,6 @@ __all__ = ['FAMILIES', 'TimmTrunk', 'backbone']
 
 # %% ../nbs/07_backbones.ipynb #7cb46bdf
 import timm
-import torch
 from safetensors.torch import load_model
 from timm.models.efficientnet import EfficientNet
 from timm.models.pit import PoolingVisionTransformer

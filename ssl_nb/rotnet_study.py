@@ -332,13 +332,14 @@ def rotnet_figure(
 def fraction_figure(
     results:list): # of one protocol and scale
     "Accuracy by labels a class, with more steps as well where that was run; the axes"
-    tables = [t for t in (fractions(results), fractions(results, 'long')) if any(t.values())]
-    _,axs = plt.subplots(1, len(tables), figsize=(4.2*len(tables),2.8), layout='constrained', sharey=True, squeeze=False)
-    for ax,table in zip(axs[0], tables):
+    parts = [p for p in ('fraction','long') if any(r['part'] == PARTS[p] for r in results)]
+    _,axs = plt.subplots(1, len(parts), figsize=(4.2*len(parts),2.8), layout='constrained', sharey=True, squeeze=False)
+    for ax,part in zip(axs[0], parts):
+        table,c = fractions(results, part), next(r['config'] for r in results if r['part'] == PARTS[part])
         k = crossing(table)
         plot_fractions(table, ax=ax).set_title(f'the curves cross at about {k:.0f} labels a class' if k else 'the curves do not cross', fontsize=8)
         if k: ax.axvline(k, color='k', lw=.8, ls=':')
-    for ax,name in zip(axs[0], ('equal steps','equal steps, four times as many')): ax.set_xlabel(f'labels a class ({name})')
+        ax.set_xlabel(f"labels a class ({c['epochs']*c['steps']:,} steps of {c['bs']} each)")
     return axs[0]
 
 def sign_figure(

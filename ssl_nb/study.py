@@ -107,7 +107,7 @@ class Place:
         device='auto', # a torch device, or `auto`
         root=None, # folder that holds the releases of CIFAR-10 and GTSDB; without it the packaged samples are used
         download:bool=False): # fetch a release into `root` when it is not there
-        self.folder,self.device,self.root,self.download = Path(folder), find_device(str(device)), root, download
+        self.folder,self.device,self.root,self.download,self._features = Path(folder), find_device(str(device)), root, download, (None, None)
         for left in self.folder.glob('**/.*.tmp'): left.unlink()  # of a process that was killed while it wrote
         with atomic(self.folder/'.writable') as part: part.touch()  # better now than after an hour
         (self.folder/'.writable').unlink()
@@ -129,7 +129,9 @@ class Place:
 
     def features(self, key, make):
         "The features that `make` computes; they are kept until another run wants others"
-        if getattr(self, '_features', (None,))[0] != key: self._features = None; self._features = (key, make())
+        if self._features[0] != key:
+            self._features = (None, None)  # gone before the next ones come
+            self._features = (key, make())
         return self._features[1]
 
     def weights(self, run): return self.folder/'weights'/f'{run}.safetensors'
@@ -315,14 +317,14 @@ def run_study(
         if (r['data']['name'] == 'sample') != (place.root is None): raise InputError(f"{r['run']} is to run on {r['data']['name']!r}, but the place has {'the packaged sample' if place.root is None else f'a release in {place.root}'}; give `root` for a release, and only then")
     done = [_is_done(r, place) for r in runs]
     expected = show_plan(runs, done, place) if verbose else [0]*len(runs)
-    spent = 0
+    spent = past = 0
     for i,(run,skip) in enumerate(zip(runs, done)):
         if skip: place.checkpoint(run['run']).unlink(missing_ok=True); continue
         name = run['run'].split(f"seed{run['seed']}-")[-1]
         run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {name}')
         result = do_run(run, place)
-        spent += result['seconds']
-        past,left = (sum(e for e,s in zip(part, done[at]) if not s) for part,at in ((expected[:i+1],slice(i+1)), (expected[i+1:],slice(i+1,None))))
+        spent,past = spent+result['seconds'], past+expected[i]
+        left = sum(e for e,d in zip(expected[i+1:], done[i+1:]) if not d)
         rest = f"; about {duration(left*spent/past)} left" if past and left else ''
         if verbose: print(f"{run['desc']}: {_in_words(result['metrics'])}  ({result['seconds']:.0f} s{rest})", flush=True)
 
