@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'KINDS', 'COSTS', 'STEP', 'machine', 'git_commit', 'weights_digest', 'save_result', 'read_result',
-           'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'pretrain_rotation', 'get_trunk', 'probe_blocks',
-           'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace', 'estimate',
-           'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'one_setting']
+           'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'thin', 'pretrain_rotation', 'get_trunk',
+           'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace',
+           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .augment import rotnet_augment
-from .data import ImageDL, InputError, cifar10, cifar10_sample, image_dls, label_fraction
+from .data import ImageDL, Images, InputError, cifar10, cifar10_sample, image_dls, label_fraction
 from .evaluate import block_probe, knn_accuracy
 from .heads import HEADS, linear_head, make_head
 from .nets import feature_shape, nin
@@ -174,15 +174,20 @@ def fit_run(
     return learn
 
 # %% ../nbs/16_study.ipynb #34b098c6
+def thin(
+    images:Images, # in any order
+    n:int|None): # how many, at most; None keeps all
+    "Some of the images, evenly from the whole: enough to watch a fit by"
+    return images if n is None else images.subset(torch.arange(0, len(images), max(1, -(-len(images)//n)), device=images.x.device))
+
 def pretrain_rotation(run, place):
     "Train a NIN to tell rotations; its trunk's weights are kept. The accuracy at the end is that on all test images."
     c,turns = run['config'], run['config'].get('turns', 4)
     train,test = (im.unlabelled() for im in place.part(c['train'], c['test']))
     if singly := run['protocol'] == 'report': train,test = (rotated_images(im, turns) for im in (train,test))
-    watch = test.subset(torch.arange(len(test))[::-(-len(test)//c['watch'])]) if c.get('watch') else test
     torch.manual_seed(run['seed'])
     trunk = nin(run['protocol'], width=c['width'])
-    learn = rotnet_learner(image_dls(train, watch, c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly)
+    learn = rotnet_learner(image_dls(train, thin(test, c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly)
     fit_run(learn, run, place)
     save_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
     h = history(learn)
@@ -222,10 +227,13 @@ def transfer(run, place, change=None):
     if change: trunk,head = change(trunk)
     mode,steps = c['mode'], c.get('steps') or max(1, len(few)//c['bs'])
     if mode == 'cached' and not change: (few,test),mode = transfer_features(run, place, trunk, few, test), 'features'
-    learn = transfer_learner(trunk, few, test, c['upto'], head, mode, run['protocol'], c['bs'], steps, place.device, c.get('passes'))
+    learn = transfer_learner(trunk, few, thin(test, c.get('watch')), c['upto'], head, mode, run['protocol'], c['bs'], steps, place.device, c.get('passes'))
     fit_run(learn, run, place)
     h = history(learn)
-    return dict(metrics=dict(accuracy=h[-1]['accuracy']), history=h, digest=weights_digest(learn.model), sizes=sizes, seconds_before=learn.checkpoint.secs)
+    right = h[-1]['accuracy']
+    if c.get('watch'):
+        with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
+    return dict(metrics=dict(accuracy=right), history=h, digest=weights_digest(learn.model), sizes=sizes, seconds_before=learn.checkpoint.secs)
 
 def transfer_features(run, place, trunk, few, test):
     "Features of the labelled images and of the test images. Heads on the same blocks and images share them."
@@ -264,12 +272,12 @@ def cost_transfer(run, place, sizes=None):
     trunk = nin(run['protocol'], width=c['width'])
     head = lambda: make_head(c['head'], feature_shape(trunk, c['upto']), 10, **(dict(width=c['head_width']) if c.get('head_width') else {}))
     bs = min(c['bs'], few)
-    trained = c['epochs']*(c.get('steps') or few//bs)*bs
+    trained,watched = c['epochs']*(c.get('steps') or few//bs)*bs, c['epochs']*(c.get('watch') or test) + test
     if c['mode'] != 'finetune':
-        passed = few*(c.get('passes') or 1) + test if c['mode'] == 'cached' else trained + c['epochs']*test
-        return [(f"{c['head']}{c['upto']}{c.get('head_width', '')}", head, feature_shape(trunk, c['upto']), bs, trained, c['epochs']*test),
+        passed = few*(c.get('passes') or 1) + test if c['mode'] == 'cached' else trained + watched
+        return [(f"{c['head']}{c['upto']}{c.get('head_width', '')}", head, feature_shape(trunk, c['upto']), bs, trained, watched),
                 (f"upto{c['upto']}", lambda: trunk.upto(c['upto']), (3,32,32), 250, 0, passed)]
-    return [(f"net-{c['head']}{c['upto']}", lambda: nn.Sequential(trunk.upto(c['upto']), head()), (3,32,32), bs, trained, c['epochs']*test)]
+    return [(f"net-{c['head']}{c['upto']}", lambda: nn.Sequential(trunk.upto(c['upto']), head()), (3,32,32), bs, trained, watched)]
 
 COSTS = dict(pretrain=cost_pretrain, probe=cost_probe, transfer=cost_transfer)
 
