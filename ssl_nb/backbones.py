@@ -6,8 +6,10 @@
 __all__ = ['FAMILIES', 'TimmTrunk', 'backbone']
 
 # %% ../nbs/07_backbones.ipynb #7cb46bdf
+from difflib import get_close_matches
+
 import timm
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from timm.models.efficientnet import EfficientNet
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.resnet import ResNet
@@ -15,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .data import InputError
-from .nets import Trunk
+from .nets import Trunk, feature_shape
 
 # %% ../nbs/07_backbones.ipynb #ad47f66c
 class TimmTrunk(Trunk):
@@ -99,9 +101,11 @@ def _small(name, size):
 
 def _small_stem(m, size):
     "Replace the first steps of a convolutional net that would leave too little of a small image"
-    if size > 64: return m
+    if size >= 64: return m
     if isinstance(m, ResNet):
-        m.conv1,m.maxpool = nn.Conv2d(3, m.conv1.out_channels, 3, 1, 1, bias=False), nn.Identity()
+        m.maxpool = nn.Identity()
+        if isinstance(m.conv1, nn.Sequential): m.conv1[0].stride = (1,1); return m  # a "deep" stem, which is 3x3 already
+        m.conv1 = nn.Conv2d(m.conv1.in_channels, m.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(m.conv1.weight, mode='fan_out', nonlinearity='relu')
     if isinstance(m, EfficientNet): m.conv_stem.stride = (1,1)
     return m
@@ -109,30 +113,52 @@ def _small_stem(m, size):
 # %% ../nbs/07_backbones.ipynb #e45e66a6
 _VIT_2021 = dict(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3., qkv_bias=False)
 
-def _create(name, size, pretrained):
-    small = _small(name, size)
+def _create(name, size, timms, path, **kwargs):
+    "A model of timm, random or (`timms`) with its own weights, from the network or from a file"
+    kwargs = {**_small(name, size), **kwargs}
     if name == 'vit_small_2021':
-        if pretrained: raise InputError("vit_small_2021: timm no longer has its ImageNet weights; take weights=None, or vit_small_patch16_224")
-        return VisionTransformer(num_classes=0, patch_size=small.pop('patch_size', 16), **small, **_VIT_2021)
-    if not timm.is_model(name): raise InputError(f"timm has no model {name!r}; timm.list_models('*{name.split('_')[0]}*') lists those of a like name")
-    try: return timm.create_model(name, pretrained=pretrained, num_classes=0, **small)
-    except Exception as e:
-        if not pretrained: raise
-        raise InputError(f"{name}: no ImageNet weights ({type(e).__name__}); timm fetches them where there is a network, or give the path of a file with them") from e
+        if timms: raise InputError("vit_small_2021: timm no longer has its ImageNet weights; take weights=None, or vit_small_patch16_224")
+        return VisionTransformer(num_classes=0, **{'patch_size': 16, **_VIT_2021, **kwargs})
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 3)
+        raise InputError(f"timm has no model {name!r}; {'did you mean ' + ' or '.join(near) if near else 'timm.list_models() lists what it has'}?")
+    return timm.create_model(name, pretrained=timms, pretrained_cfg_overlay=dict(file=str(path)) if path else None, num_classes=0, **kwargs)
 
 def backbone(
     name:str='resnet18', # any model of timm of these families, such as `efficientnet_b0`, `vit_small_patch16_224`, `pit_ti_224`; or `vit_small_2021`
     size:int=32, # side of the images, pixels
-    weights:str|None=None): # None: random; 'imagenet': timm's own; or the path of a safetensors file that `save_weights` wrote
-    "A model of timm without its classifier, as a trunk that suits images of `size` pixels. Raises `InputError` for a name or weights that there are not."
-    model = _small_stem(_create(name, size, weights == 'imagenet'), size)
+    weights=None, # None: random; 'imagenet': timm's own, fetched or from its cache; or the path of a safetensors file: of `save_weights`, or of timm
+    **kwargs): # for `timm.create_model`, such as `channels=(16,32,64,128)` for a narrow ResNet
+    "A model of timm without its classifier, as a trunk that suits images of `size` pixels. Raises `InputError` for a name, a size or weights that there are not."
+    path = None if weights in (None,'imagenet') else weights
+    ours = path and _is_ours(path)
+    try:
+        model = _create(name, size, weights and not ours, path, **kwargs)
+        if path and not ours: _all_there(model, path)
+        if isinstance(model, VisionTransformer) and (left := size % model.patch_embed.patch_size[0]): raise ValueError(f'{left} pixels would be left over beside its patches of {model.patch_embed.patch_size[0]}')
+    except InputError: raise
+    except Exception as e: raise InputError(_why_not(name, size, weights, e)) from e
     family = next((make for cls,make in FAMILIES.items() if isinstance(model, cls)), None)
     if not family: raise InputError(f"{name} is a {type(model).__name__}, whose blocks are not known here; choose a {', '.join(c.__name__ for c in FAMILIES)}, or build a `TimmTrunk`")
-    trunk = family(model)
-    return _load(trunk, weights, name) if weights and weights != 'imagenet' else trunk
-
-def _load(trunk, path, name):
-    "Load a safetensors file strictly"
-    try: load_model(trunk, path)
-    except Exception as e: raise InputError(f"{path} cannot be loaded into {name} ({type(e).__name__}: {str(e).strip().splitlines()[0]}); give a file that `save_weights` wrote for the same name and size") from e
+    trunk = family(_small_stem(model, size))
+    try:
+        feature_shape(trunk, size=size)  # can it take the size?
+        if ours: load_model(trunk, path)
+    except Exception as e: raise InputError(_why_not(name, size, weights, e)) from e
     return trunk
+
+def _is_ours(path):
+    "Did `save_weights` write the file? Its names begin with `model.`"
+    try: return all(k.startswith('model.') for k in load_file(path))
+    except Exception as e: raise InputError(f"{path} cannot be read as safetensors ({type(e).__name__}); give a file that `save_weights` wrote, or one of timm's") from e
+
+def _all_there(model, path):
+    "timm loads what fits and leaves the rest random; without its classifier it does not complain"
+    missing = model.state_dict().keys() - load_file(path).keys()
+    if missing: raise KeyError(f'no {min(missing)}, and {len(missing)} weights missing in all')
+
+def _why_not(name, size, weights, e):
+    why = f"({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:120]})"
+    if weights == 'imagenet': return f"{name}: timm's ImageNet weights are not to be had {why}; it fetches them where there is a network, or give the path of a file with them"
+    if weights: return f"{weights} cannot be loaded into {name} {why}; give a file for the same name and size"
+    return f"{name} cannot be made for images of {size} pixels {why}; choose a size that its patches divide, and arguments that timm knows"

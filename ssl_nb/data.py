@@ -17,7 +17,7 @@ from PIL import Image
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import default_device, to_detach as _to_detach
 from matplotlib import pyplot as plt
 from torchvision.datasets import CIFAR10
@@ -34,7 +34,7 @@ class Images:
 
     def __init__(self,
         x:torch.Tensor, # images, `uint8` [N,3,H,W] (or cached features, float [N,...])
-        y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes
+        y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes, `bool` [N,A] for attributes that an image has or has not
         vocab:list|None=None, # names of the classes
         name:str='images'): # what to call it in a figure or a result file
         if y is not None and len(y) != len(x): raise InputError(f"{name}: {len(x)} images but {len(y)} targets; give one target an image")
@@ -54,9 +54,9 @@ def c(self:Images):
 
 @patch(as_prop=True)
 def loss_func(self:Images):
-    "The loss that a `Learner` takes when it is given none: cross-entropy for classes, mean squared error for numbers"
+    "The loss that a `Learner` takes when it is given none: cross-entropy for classes, binary cross-entropy for attributes (`bool`), mean squared error for numbers"
     if self.y is None: return None
-    return CrossEntropyLossFlat() if self.y.dtype == torch.long else MSELossFlat()
+    return {torch.long: CrossEntropyLossFlat, torch.bool: BCEWithLogitsLossFlat}.get(self.y.dtype, MSELossFlat)()
 
 # %% ../nbs/00_data.ipynb #e2a13def
 @patch
@@ -65,6 +65,12 @@ def subset(self:Images,
     name:str|None=None): # name of the part
     "The images at `i`, with their targets"
     return Images(self.x[i], None if self.y is None else self.y[i], self.vocab, name or self.name)
+
+@patch
+def thin(self:Images,
+    n:int|None): # how many, at most; None keeps all
+    "Some of the images, evenly from the whole: enough to watch a fit by"
+    return self if n is None else self.subset(torch.arange(0, len(self), max(1, -(-len(self)//n)), device=self.x.device))
 
 @patch
 def to(self:Images, device):
@@ -139,8 +145,9 @@ def cifar10(
 
 # %% ../nbs/00_data.ipynb #877dfff6
 def _by_class(y, seed):
-    "For each class, its indices in an order that the seed decides"
+    "For each class, its indices in an order that the seed decides. Without classes all are of one."
     g = torch.Generator().manual_seed(seed)
+    if y.dtype != torch.long: y = torch.zeros(len(y), dtype=torch.long)
     for k in y.unique().tolist():
         i = torch.where(y == k)[0].cpu()
         yield k, i[torch.randperm(len(i), generator=g)]
@@ -152,6 +159,7 @@ def label_fraction(
     "A stratified part of `images`: the same number, or the same share, of every class. Raises `InputError` when a class has too few."
     if images.y is None: raise InputError(f"{images.name} has no labels to take a part of")
     share = isinstance(labels, float)
+    if not share and images.y.dtype != torch.long: raise InputError(f"{images.name} has no classes to count {labels} labels for; give a share of the images, a float above 0 and up to 1")
     if not (0 < labels <= 1 if share else labels >= 1): raise InputError(f"{labels} labels a class: give a whole number of 1 or more, or a share (a float above 0 and up to 1)")
     parts = []
     for k,i in _by_class(images.y, seed):
@@ -169,13 +177,12 @@ def holdout(
     seed:int=0): # which ones
     "Split the training images into a training and a validation part, stratified by class where there are labels"
     if not 0 < share < 1: raise InputError(f"a share of {share} cannot be held out: give one between 0 and 1")
-    y = images.y if images.y is not None and images.y.dtype == torch.long else torch.zeros(len(images), dtype=torch.long)
     held = torch.zeros(len(images), dtype=torch.bool)
-    for _,i in _by_class(y, seed): held[i[:round(share*len(i))]] = True
+    for _,i in _by_class(held if images.y is None else images.y, seed): held[i[:round(share*len(i))]] = True
     held = held.to(images.x.device)
     return images.subset(~held, f'{images.name}, fit'), images.subset(held, f'{images.name}, validation')
 
-# %% ../nbs/00_data.ipynb #e713a454
+# %% ../nbs/00_data.ipynb #7ef2645d
 class ImageDL(DataLoader):
     "A fastai `DataLoader` that indexes whole batches of a data set in memory"
     def __init__(self,
@@ -213,13 +220,13 @@ class ImageDL(DataLoader):
         self.device = device
         if self.resident: self.dataset = self.dataset.to(device)
 
-# %% ../nbs/00_data.ipynb #24b1f2e3
+# %% ../nbs/00_data.ipynb #b0891baa
 @patch
 def to_detach(self:ImageDL, b, cpu=True, gather=True):
     "Detach `b`; a scalar stays on its device, so that averaging a loss does not wait for the GPU"
     return _to_detach(b, cpu=cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=gather)
 
-# %% ../nbs/00_data.ipynb #5d068646
+# %% ../nbs/00_data.ipynb #ef72f199
 @patch
 def show_batch(self:ImageDL, b=None, max_n:int=16, **kwargs):
     "Show up to `max_n` images of a batch, as they leave the loader"
@@ -235,7 +242,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
 @patch
 def _name(self:ImageDL, k): return self.dataset.vocab[int(k)] if self.dataset.vocab else k.tolist()
 
-# %% ../nbs/00_data.ipynb #6b09cfef
+# %% ../nbs/00_data.ipynb #ae6329b8
 def image_dls(
     train:Images, # images to train on
     valid:Images, # images to measure on

@@ -6,6 +6,8 @@
 __all__ = ['HEADS', 'linear_head', 'nonlinear_head', 'conv_head', 'box_head', 'make_head', 'projector', 'predictor']
 
 # %% ../nbs/03_heads.ipynb #f76e3d5f
+from math import prod
+
 from torch import nn
 
 from .data import InputError
@@ -13,10 +15,11 @@ from .nets import init_nin, nin_block
 
 # %% ../nbs/03_heads.ipynb #9c291d04
 def linear_head(
-    shape:tuple, # of the features: (C,H,W)
+    shape:tuple, # of the features: (C,H,W), or (C,) of a transformer's last block
     n_out:int): # how many numbers come out
     "Global average pooling and one linear layer: RotNet's own classifier, and the linear probe"
-    return init_nin(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[0], n_out)))
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(shape) > 1 else []
+    return init_nin(nn.Sequential(*pool, nn.Linear(shape[0], n_out)))
 
 # %% ../nbs/03_heads.ipynb #c1347890
 def nonlinear_head(
@@ -26,8 +29,7 @@ def nonlinear_head(
     linear:str='truncated'): # initialisation of the linear layers, see `init_nin`
     "Flatten, two hidden layers with BatchNorm and ReLU, one linear layer (report, section 4.3.1)"
     layer = lambda i,o: [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
-    c,h,w = shape
-    return init_nin(nn.Sequential(nn.Flatten(), *layer(c*h*w, hidden), *layer(hidden, hidden), nn.Linear(hidden, n_out)), linear)
+    return init_nin(nn.Sequential(nn.Flatten(), *layer(prod(shape), hidden), *layer(hidden, hidden), nn.Linear(hidden, n_out)), linear)
 
 # %% ../nbs/03_heads.ipynb #eaa13b0e
 def conv_head(
@@ -37,7 +39,7 @@ def conv_head(
     momentum:float=.1): # of BatchNorm's running statistics, as torch counts it
     "One more NIN block, global average pooling, one linear layer (report, section 4.3.2)"
     w = width or shape[0]
-    return init_nin(nn.Sequential(nin_block(shape[0], (w,)*3, 3, momentum), *linear_head((w,), n_out)))
+    return init_nin(nn.Sequential(nin_block(shape[0], (w,)*3, 3, momentum), *linear_head((w, *shape[1:]), n_out)))
 
 # %% ../nbs/03_heads.ipynb #f3112be3
 def box_head(
@@ -56,8 +58,9 @@ def make_head(
     shape:tuple, # of the features: (C,H,W)
     n_out:int, # how many numbers come out
     **kwargs): # for the head
-    "The head of that name. Raises `InputError` for an unknown one."
+    "The head of that name. Raises `InputError` for an unknown one, and for one that wants maps where there are vectors."
     if isinstance(head, str) and head not in HEADS: raise InputError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+    if head in ('conv','box') and len(shape) < 3: raise InputError(f"a {head} head needs maps, and these features are vectors of {shape[0]} numbers; take fewer blocks (`upto`), or a linear or nonlinear head")
     return (HEADS[head] if isinstance(head, str) else head)(shape, n_out, **kwargs)
 
 # %% ../nbs/03_heads.ipynb #46ad6808

@@ -15,7 +15,7 @@ from torch import nn
 
 from .augment import unit
 from .data import Images, InputError, show_grid
-from .evaluate import pool
+from .neighbours import pool
 from .nets import Trunk
 from .rotation import rotate4
 

@@ -73,7 +73,7 @@ def transfer_learner(
     trunk:Trunk, # pretrained or random; it stays as it is
     train:Images, # the labelled images
     valid:Images, # images to measure on
-    upto:int=2, # how many blocks to keep
+    upto:int|None=2, # how many blocks to keep; None keeps all
     head='conv', # `linear`, `nonlinear`, `conv`, or a function of (shape, n_out)
     mode:str='cached', # `cached`: frozen blocks, features computed once; `features`: the images are features already, of `cache_features`;
                        # `frozen`: blocks live, with augmentation; `finetune`: all is trained
@@ -82,10 +82,11 @@ def transfer_learner(
     steps:int|None=None, # batches an epoch; by default as many as there are images for
     device=None, # by default fastai's: a GPU where there is one
     passes:int|None=None, # `cached`: keep the features of so many augmented passes; by default of one without augmentation
+    augment:tuple|None=None, # a pair of modules, for training and for measuring; by default RotNet's
     **kwargs): # for `ssl_learner`
     "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first."
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
-    augment,norm = rotnet_augment(protocol)
+    augment,norm = augment or rotnet_augment(protocol)
     shape = tuple(train.x.shape[1:]) if mode == 'features' else feature_shape(trunk, upto, train.x.shape[-1])
     own = dict(momentum=.9) if protocol == 'report' and head in ('conv','box') else {}  # BatchNorm as in the net
     net = make_head(head, shape, train.c, **own)

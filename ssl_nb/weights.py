@@ -36,7 +36,7 @@ def atomic(path):
         os.replace(part, path)
     except OSError as e: raise InputError(f"cannot write {path}: {e.strerror or e}; make room, or choose another folder") from e
     finally:
-        if part.parent.is_dir(): part.unlink(missing_ok=True)
+        if part.exists(): part.unlink()  # unlinking what is not there is an error of its own on a read-only disk
 
 # %% ../nbs/15_weights.ipynb #7041d071
 def save_weights(

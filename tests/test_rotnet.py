@@ -57,7 +57,7 @@ def test_paper_takes_its_200_epochs():
 
 
 def test_a_run_says_on_which_data_it_is(tmp_path):
-    with pytest.raises(InputError, match="is to run on 'cifar10', but the place has the packaged sample"): run_study(rotnet_runs('tiny', data='cifar10'), Place(tmp_path, device='cpu'))
+    with pytest.raises(InputError, match="is to run on 'cifar10', but the place has 'sample'"): run_study(rotnet_runs('tiny', data='cifar10'), Place(tmp_path, device='cpu'))
 
 
 def test_labels_are_those_that_were_asked_for():
