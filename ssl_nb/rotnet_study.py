@@ -48,7 +48,7 @@ SCALES = dict(
               epochs=dict(pretrain=2, nonlinear=2, conv=2, supervised=2, finetuned=1, boxes=3, fraction=1, artefact=2), fraction=dict(bs=25, steps=4), long=dict(labels=[None], steps=8), artefact=dict(bs=25, labels=5), best=dict(pretrain=dict(bs=25), heads=dict(mode='cached', passes=2))),
     small=dict(width=32, train=20000, test=None, watch=2000, reps=2, signs=None, head_width=96, labels=[20,100,400,1000,None], draws=[3,3,2,1,1], slow_reps=1,
                epochs=dict(pretrain=8, nonlinear=15, conv=15, supervised=15, finetuned=8, boxes=15, fraction=4, artefact=100), fraction=dict(bs=64, steps=125), long=dict(labels=[20,100,400,None], steps=500), artefact=dict(bs=50, labels=20),
-               best=dict(pretrain=dict(bs=32), heads=dict(mode='cached', passes=2, watch=2000), blocks=dict(watch=2000), epochs=dict(pretrain=6, nonlinear=12, conv=12, supervised=10, finetuned=6), draws=[3,2,1,1,1], long=dict(steps=400))),
+               best=dict(pretrain=dict(bs=32), heads=dict(mode='cached', passes=2, watch=2000), blocks=dict(watch=2000), epochs=dict(pretrain=6, nonlinear=12, conv=12, supervised=10, finetuned=6), draws=[3,3,1,1,1], long=dict(steps=400))),
     full=dict(width=192, train=None, test=None, watch=None, reps=3, signs=None, labels=[20,100,400,1000,None], draws=[5,5,3,3,3],
               epochs=dict(pretrain=100, nonlinear=100, conv=100, supervised=100, finetuned=100, boxes=100, fraction=100, artefact=100), fraction=dict(bs=128, steps=390), artefact=dict(bs=128, labels=100),
               report=dict(artefact=dict(labels=None)), paper=dict(epochs=dict(pretrain=200, supervised=200))))
