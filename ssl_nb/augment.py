@@ -18,12 +18,17 @@ from torch import nn
 from .data import InputError
 
 # %% ../nbs/01_augment.ipynb #e2fa1939
-def _coins(x, p): return torch.rand(len(x), 1, 1, 1, device=x.device) < p  # one an image, [B,1,1,1]
+def _coins(x, p): return (torch.rand(len(x), 1, 1, 1, device=x.device) < p).float()  # one an image, 1 or 0, [B,1,1,1]
+
+def _pick(coin, a, b):
+    "`a` where the coin is 1, `b` where it is 0, to the bit"
+    if b.dtype == torch.uint8: return b ^ ((a ^ b) & -coin.to(torch.uint8))  # all bits that differ, or none
+    return torch.lerp(b, a.expand_as(b), coin)
 
 class Flip(nn.Module):
     "Mirror each image left to right with probability `p`"
     def __init__(self, p:float=.5): super().__init__(); self.p = p
-    def forward(self, x): return torch.where(_coins(x, self.p), x.flip(-1), x)
+    def forward(self, x): return _pick(_coins(x, self.p), x.flip(-1), x)
     def extra_repr(self): return f'p={self.p}'
 
 # %% ../nbs/01_augment.ipynb #5801a6c2
@@ -71,9 +76,9 @@ def resize_matrix(
     scale = length/n_out
     centre = start + (torch.arange(n_out, device=start.device).view(1,-1,1) + .5)*scale
     pixel = torch.arange(n_in, device=start.device).view(1,1,-1) + .5
-    weight = (1 - (pixel-centre).abs()/scale.clamp(min=1)).clamp(min=0)
-    weight = weight*((pixel > start) & (pixel < start+length))  # nothing from outside the crop
-    return weight/weight.sum(-1, keepdim=True)
+    weight = (1 - (pixel-centre).abs()/scale.clamp(min=1)).clamp_(min=0)
+    weight.mul_(((pixel > start) & (pixel < start+length)).float())  # nothing from outside the crop
+    return weight.div_(weight.sum(-1, keepdim=True))
 
 # %% ../nbs/01_augment.ipynb #2c399ec3
 class ResizedCrop(nn.Module):
@@ -105,19 +110,21 @@ def unit(x):
 def grey(x):
     "Luma of RGB images [B,3,H,W] as [B,1,H,W] (ITU-R 601)"
     r,g,b = x.split(1, 1)
-    return .2989*r + .587*g + .114*b  # numbers, not a tensor: that would be a copy to the GPU
+    return (.2989*r).add_(g, alpha=.587).add_(b, alpha=.114)  # numbers, not a tensor: that would be a copy to the GPU
 
 def shift_hue(
     x, # images [B,3,H,W], floats in 0..1
     shift): # turns of the colour circle, -.5 to .5, [B]
     "Turn the hue of each image, its saturation and value kept"
-    high,low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    chroma = high-low
-    r,g,b = (x-low).div_(chroma.clamp(min=1e-12)).unbind(1)
-    hue = torch.where(r == 1, g-b, torch.where(g == 1, 2+b-r, 4+r-g))  # in sixths of the circle
-    hue = hue + 6*shift.view(-1,1,1)
-    k = torch.stack([(n + hue) % 6 for n in (5,3,1)], 1)
-    return high - chroma*torch.minimum(k, 4-k).clamp_(0, 1)
+    r,g,b = x.unbind(1)
+    high = torch.maximum(torch.maximum(r, g), b)
+    chroma = high - torch.minimum(torch.minimum(r, g), b)
+    not_r,not_g = (high-r).sign_(), (high-g).sign_()  # 0 for the highest channel, 1 for another
+    part = torch.lerp(g-b, torch.lerp(b-r, r-g, not_g), not_r)/chroma.clamp(min=1e-12)
+    hue = part + 2*not_r*(1+not_g) + 6*shift.view(-1,1,1)  # in sixths of the circle: from 0 red, 2 green, 4 blue
+    hue.sub_((hue/6).floor_(), alpha=6)
+    below = 2 - (hue-3).abs(), (hue-2).abs()-1, (hue-4).abs()-1  # of red, green and blue, by how many chromas below the highest
+    return torch.stack([high - d.clamp_(0, 1)*chroma for d in below], 1)
 
 # %% ../nbs/01_augment.ipynb #2eb7591e
 class ColorJitter(nn.Module):
@@ -134,11 +141,11 @@ class ColorJitter(nn.Module):
     def extra_repr(self): return f'{self.amounts}, hue={self.hue}, p={self.p}'
 
     def forward(self, x):
-        B,dev = len(x),x.device
+        B,dev,x = len(x), x.device, unit(x)
         factors = torch.stack([torch.empty(B, device=dev).uniform_(max(0, 1-a), 1+a) for a in self.amounts], 1)
         shift = (2*torch.rand(B, device=dev)-1)*self.hue
         order = torch.rand(B, 4, device=dev).argsort(1)
-        return torch.where(_coins(x, self.p), color_jitter(unit(x), factors, shift, order), unit(x))
+        return _pick(_coins(x, self.p), color_jitter(x, factors, shift, order), x)
 
 def color_jitter(
     x, # images [B,3,H,W], floats in 0..1
@@ -146,23 +153,26 @@ def color_jitter(
     shift, # hue, turns of the circle, [B]
     order): # the order of brightness 0, contrast 1, saturation 2 and hue 3 for each image, `int64` [B,4]
     "Apply the four operations to each image, in its order"
-    for op in order.T:
-        mix = op < 3
-        f = torch.where(mix, factors.gather(1, op.clamp(max=2)[:,None])[:,0], 1.).view(-1,1,1,1)
+    if not x.is_cuda:  # sorted by the place of the hue; to know how many there are of each would wait for a GPU
+        place = (order == 3).int().argmax(1)
+        s,ends = place.argsort(), [0, *place.bincount(minlength=4).cumsum(0).tolist()]
+        x,factors,shift,order = (t.index_select(0, s) for t in (x,factors,shift,order))
+    f = torch.cat([factors, torch.ones_like(factors[:,:1])], 1).gather(1, order)  # of the operation at each place; 1 for the hue
+    to_mean,to_grey = (order == 1)*(1-f), (order == 2)*(1-f)
+    for k in range(4):
+        at = lambda w: w[:,k].view(-1,1,1,1)
         g = grey(x)
-        is_contrast,is_saturation = (op == 1).view(-1,1,1,1), (op == 2).view(-1,1,1,1)
-        ref = torch.where(is_contrast, g.mean((2,3), keepdim=True), g*is_saturation)
-        x = torch.lerp(ref.expand_as(x), x, f).clamp_(0, 1)
-        if x.is_cuda: x = torch.where(mix.view(-1,1,1,1), x, shift_hue(x, shift))  # picking the images would wait for the GPU
-        else: turn = torch.where(~mix)[0]; x[turn] = shift_hue(x[turn], shift[turn])
-    return x
+        x = (x*at(f)).add_(g.mean((2,3), keepdim=True)*at(to_mean) + g*at(to_grey)).clamp_(0, 1)
+        if x.is_cuda: x = _pick(at(order == 3).float(), shift_hue(x, shift), x)
+        else: i = slice(ends[k], ends[k+1]); x[i] = shift_hue(x[i], shift[i])
+    return x if x.is_cuda else x.index_select(0, s.argsort())
 
 # %% ../nbs/01_augment.ipynb #7944709f
 class Greyscale(nn.Module):
     "Turn each image grey with probability `p`, its three channels kept"
     def __init__(self, p:float=.2): super().__init__(); self.p = p
     def extra_repr(self): return f'p={self.p}'
-    def forward(self, x): x = unit(x); return torch.where(_coins(x, self.p), grey(x), x)
+    def forward(self, x): x = unit(x); return _pick(_coins(x, self.p), grey(x), x)
 
 # %% ../nbs/01_augment.ipynb #fbc45dd0
 class Blur(nn.Module):
@@ -176,8 +186,11 @@ class Blur(nn.Module):
 
     def extra_repr(self): return f'p={self.p}, sigma={self.sigma}, kernel={self.kernel}'
     def forward(self, x):
-        x = unit(x)
-        return torch.where(_coins(x, self.p), gaussian_blur(x, torch.empty(len(x), device=x.device).uniform_(*self.sigma), self.kernel), x)
+        x,coins = unit(x), _coins(x, self.p)
+        sigma = torch.empty(len(x), device=x.device).uniform_(*self.sigma)
+        if x.is_cuda: return _pick(coins, gaussian_blur(x, sigma, self.kernel), x)  # to know which would wait for the GPU
+        i = coins.flatten().nonzero()[:,0]
+        return x.index_copy(0, i, gaussian_blur(x.index_select(0, i), sigma[i], self.kernel))
 
 def gaussian_blur(
     x, # images [B,C,H,W], floats
@@ -189,8 +202,11 @@ def gaussian_blur(
     w = (w/w.sum(1, keepdim=True)).view(len(x), kernel, 1, 1, 1)
     H,W,r = *x.shape[-2:], kernel//2
     x = F.pad(x, (r,r,r,r), mode='reflect')
-    x = sum(w[:,k]*x[:,:,k:k+H] for k in range(kernel))
-    return sum(w[:,k]*x[...,k:k+W] for k in range(kernel))
+    rows = w[:,0]*x[:,:,:H]
+    for k in range(1, kernel): rows.addcmul_(w[:,k], x[:,:,k:k+H])
+    cols = w[:,0]*rows[...,:W]
+    for k in range(1, kernel): cols.addcmul_(w[:,k], rows[...,k:k+W])
+    return cols
 
 # %% ../nbs/01_augment.ipynb #f1b6ebb2
 CIFAR10_STATS = (.4914,.4822,.4465), (.2470,.2435,.2616)  # mean and standard deviation of the training images, by channel
