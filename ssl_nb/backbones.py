@@ -158,7 +158,7 @@ def _all_there(model, path):
     if missing: raise KeyError(f'no {min(missing)}, and {len(missing)} weights missing in all')
 
 def _why_not(name, size, weights, e):
-    why = f"({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:120]})"
+    why = f"({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:120].rstrip(' .')})"
     if weights == 'imagenet': return f"{name}: timm's ImageNet weights are not to be had {why}; it fetches them where there is a network, or give the path of a file with them"
     if weights: return f"{weights} cannot be loaded into {name} {why}; give a file for the same name and size"
     return f"{name} cannot be made for images of {size} pixels {why}; choose a size that its patches divide, and arguments that timm knows"

@@ -125,7 +125,8 @@ def get_study(
 NEXT = """
 What to try next:
   ssl_study {study} --seed {seed}{more}   another pretraining, other random blocks
-  ssl_study rotnet --data DIR --download     every table of the report, on CIFAR-10 and GTSDB fetched into DIR (1.8 GB)
+  ssl_study rotnet --data DIR --download     every table of the report on RotNet, on CIFAR-10 and GTSDB fetched into DIR (1.8 GB)
+  ssl_study simsiam --data DIR --download    every table of the report on SimSiam that is about CIFAR-10
   jupyter lab nbs/                           read how it is done, change a block, run it again (in a checkout)"""
 
 def find_signs(

@@ -43,7 +43,8 @@ class Pairs(Callback):
 
     def before_batch(self):
         self.learn.yb = ()  # without targets fastai computes no loss
-        self.learn.xb = (self.norm(self.x),) if self._predicting() else (self.augment(self.x), self.augment(self.x))
+        if self._predicting(): self.learn.xb = (self.norm(self.x),)
+        else: self.learn.xb = self.augment(torch.cat([self.x, self.x])).chunk(2)  # one call for both: each image of the doubled batch has its own draw
 
     def after_loss(self):
         if self._predicting(): return

@@ -302,7 +302,11 @@ def similarity_figure(
     "Similarity of two views of held-out images by epoch (report, Figure 3), and what tells whether that is a good sign; the axes"
     found = {BACKBONES[r['config']['backbone']] if r['config']['images'] == 'set' else f"{r['config']['images']} noise": r['history'] for r in one_setting(results, 'protocol', 'scale', 'data') if r['kind'] == 'siamese_pretrain'}
     if not found: raise InputError("figure 3 cannot be drawn: no pretraining has been run")
-    return plot_history(found, [k for k in ('similarity','std','rank','knn','linear') if all(k in h[-1] for h in found.values())])
+    keys = [k for k in ('similarity','std','rank','knn','linear') if all(k in h[-1] for h in found.values())]
+    rows = -(-len(keys)//3)
+    axs = plt.subplots(rows, 3, figsize=(10,2.5*rows), layout='constrained', squeeze=False)[1].flatten()
+    for ax in axs[len(keys):]: ax.axis('off')
+    return plot_history(found, keys, axs[:len(keys)])
 
 def attribute_figure(
     result:dict): # of a fine-tuning on attributes
