@@ -6,6 +6,7 @@
 __all__ = ['FAMILIES', 'TimmTrunk', 'backbone']
 
 # %% ../nbs/07_backbones.ipynb #7cb46bdf
+import logging
 from difflib import get_close_matches
 
 import timm
@@ -122,7 +123,11 @@ def _create(name, size, timms, path, **kwargs):
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 3)
         raise InputError(f"timm has no model {name!r}; {'did you mean ' + ' or '.join(near) if near else 'timm.list_models() lists what it has'}?")
-    return timm.create_model(name, pretrained=timms, pretrained_cfg_overlay=dict(file=str(path)) if path else None, num_classes=0, **kwargs)
+    log = logging.getLogger('huggingface_hub')
+    level = log.level
+    log.setLevel(logging.ERROR)  # without a network it would tell of every attempt
+    try: return timm.create_model(name, pretrained=timms, pretrained_cfg_overlay=dict(file=str(path)) if path else None, num_classes=0, **kwargs)
+    finally: log.setLevel(level)
 
 def backbone(
     name:str='resnet18', # any model of timm of these families, such as `efficientnet_b0`, `vit_small_patch16_224`, `pit_ti_224`; or `vit_small_2021`

@@ -233,7 +233,8 @@ def without_missing_weights(
     missing = {}
     for r in runs:
         c = r['config']
-        if c.get('start') != 'imagenet' or c['backbone'] in missing: continue
+        if c.get('start') != 'imagenet' or c['backbone'] in missing: continue  # without a network this takes a minute
+        print(f"looking for the ImageNet weights of {c['backbone']} ...", flush=True)
         try: backbone(c['backbone'], c['size'], 'imagenet')
         except InputError as e: missing[c['backbone']] = str(e); print(f"left out: {e}", flush=True)
     return [r for r in runs if not (r['config'].get('start') == 'imagenet' and r['config']['backbone'] in missing)]
