@@ -317,7 +317,7 @@ def attribute_figure(
     _,ax = plt.subplots(figsize=(6.5,3.2), layout='constrained')
     ax.plot([0,50,100], [100,50,100], 'k:', lw=1, label='the more frequent answer for everyone')
     ax.vlines(rate, np.maximum(rate, 100-rate), acc, color='C0', lw=.8); ax.plot(rate, acc, 'o', ms=4, label='the net')
-    for k in (acc - np.maximum(rate, 100-rate)).argsort()[::-1][:6]: ax.annotate(a['names'][k].replace('_',' '), (rate[k],acc[k]), fontsize=7, xytext=(3,2), textcoords='offset points')
+    for k in (acc - np.maximum(rate, 100-rate)).argsort()[::-1][:5]: ax.annotate(a['names'][k].replace('_',' '), (rate[k],acc[k]), fontsize=7, xytext=(3,2), textcoords='offset points')
     ax.set(xlabel='faces that have the attribute (%)', ylabel='right answers (%)', ylim=(45,102)); ax.legend(fontsize=8)
     return ax
 
