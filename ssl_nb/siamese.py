@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMSIAM', 'Pairs', 'negative_cosine', 'simsiam_loss', 'SimSiam', 'spread', 'effective_rank', 'CollapseMonitor',
-           'body_and_predictor', 'simsiam_learner', 'Accumulate']
+           'body_and_predictor', 'simsiam_heads', 'simsiam_learner', 'Accumulate']
 
 # %% ../nbs/11_siamese.ipynb #d19f3118
 import warnings
@@ -143,6 +143,14 @@ def body_and_predictor(model):
     "Two parameter groups: trunk and projector, and the predictor, which keeps its rate"
     return [[*model.trunk.parameters(), *model.projector.parameters()], list(model.predictor.parameters())]
 
+def simsiam_heads(
+    c:int, # features of the trunk
+    protocol:str='best', # `report`, `paper` or `best`
+    width:int|None=None): # of projections and guesses; by default the protocol's
+    "Projector and predictor of a protocol"
+    kwargs = {**SIMSIAM[protocol]['projector'], **(dict(width=width) if width else {})}
+    return projector(c, **kwargs), predictor(kwargs['width'])
+
 def simsiam_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
@@ -155,9 +163,8 @@ def simsiam_learner(
     **kwargs): # for `ssl_learner`
     "A `Learner` for SimSiam; its rate is the protocol's, by batch: `fit_cosine(epochs, constant=(1,))`. Raises `InputError` for an unknown protocol, and when it is fitted with a batch of one."
     check_protocol(protocol)
-    s,c = SIMSIAM[protocol], feature_shape(trunk, size=size)[0]
-    heads = {**s['projector'], **(dict(width=width) if width else {})}
-    model = SimSiam(trunk, projector(c, **heads), predictor(heads['width']))
+    s = SIMSIAM[protocol]
+    model = SimSiam(trunk, *simsiam_heads(feature_shape(trunk, size=size)[0], protocol, width))
     monitor = monitor or CollapseMonitor()
     defaults = dict(opt_func=torch_opt(s['opt'], s['wd'], **s['kwargs']), lr=s['lr']*dls.train.bs*accumulate/256, splitter=body_and_predictor, metrics=monitor.metrics)
     cbs = [Pairs(*(augment or simsiam_augment(size))), monitor, *([Accumulate(accumulate)] if accumulate > 1 else []), *L(kwargs.pop('cbs', None))]

@@ -24,14 +24,13 @@ from .backbones import backbone
 from .data import Images, InputError, holdout, image_dls, label_fraction
 from .datasets import noise
 from .evaluate import attribute_measures, base_rates, linear_probe, pooled_features, predict
-from .heads import linear_head, predictor, projector
 from .learner import torch_opt
-from .neighbours import knn_accuracy
+from .neighbours import knn_accuracy, pool
 from .nets import feature_shape
 from .plots import history, plot_fractions, plot_history
 from .schedule import *  # `fit_cosine`
-from .siamese import SIMSIAM, CollapseMonitor, simsiam_learner
-from .study import COSTS, KINDS, fit_run, mean_spread, one_setting, read_result, weights_digest
+from .siamese import CollapseMonitor, simsiam_heads, simsiam_learner
+from .study import COSTS, KINDS, check_made, fit_run, mean_spread, one_setting, weights_digest
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import save_weights
 
@@ -71,7 +70,9 @@ def parts_of(run, place):
 
 def _key(config, *names): return str([config.get(n) for n in names])
 
-def _stats(run): return dict(imagenet=IMAGENET_STATS, cifar10=CIFAR10_STATS)[run['config']['stats']]
+def _views(run):
+    "SimSiam's augmentation of a run, and what its plain images go through"
+    return simsiam_augment(run['config']['size'], dict(imagenet=IMAGENET_STATS, cifar10=CIFAR10_STATS)[run['config']['stats']])
 
 # %% ../nbs/19_simsiam_study.ipynb #fd3e8644
 def views_to_learn(run, place):
@@ -85,14 +86,13 @@ def siamese_pretrain(run, place):
     images,valid = views_to_learn(run, place), parts['valid'].thin(c['watch'])
     torch.manual_seed(run['seed'])
     trunk = backbone(c['backbone'], c['size'], **c['net'])
-    norm = simsiam_augment(c['size'], _stats(run))[1]
     probed = parts['fit'].y.dtype == torch.long
     monitor = CollapseMonitor(*((parts['fit'], parts['valid']) if probed else ()), n=c['watch'], probes=dict(knn=knn_accuracy, linear=linear_probe))
-    learn = simsiam_learner(image_dls(images, valid.unlabelled(), c['bs'], c['bs'], device=place.device), trunk, run['protocol'], c['size'], simsiam_augment(c['size'], _stats(run)), c['heads'], monitor, c['accumulate'], channels_last=_is_conv(trunk))
+    learn = simsiam_learner(image_dls(images, valid.unlabelled(), c['bs'], c['bs'], device=place.device), trunk, run['protocol'], c['size'], _views(run), c['heads'], monitor, c['accumulate'], channels_last=_is_conv(trunk))
     fit_run(learn, dict(run, config=dict(c, lr=c['lr']*c['bs']*c['accumulate']/256)), place, partial(learn.fit_cosine, warmup=c['warmup'], constant=(1,)))
     save_weights(trunk, place.weights(run['run']), backbone=c['backbone'], size=c['size'], net=c['net'], run=run['run'])
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
-    metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(trunk, parts, norm) if probed else {}))
+    metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(trunk, parts, _views(run)[1]) if probed else {}))
     return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['fit']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
 
 def _is_conv(trunk): return any(isinstance(m, nn.BatchNorm2d) for m in trunk.modules())
@@ -108,27 +108,26 @@ def start_trunk(run, place):
     c = run['config']
     torch.manual_seed(c['init'])
     if c['start'] in ('random','imagenet'): return backbone(c['backbone'], c['size'], None if c['start'] == 'random' else 'imagenet', **c['net']).to(place.device)
-    path,made = place.weights(c['start']), place.folder/f"{c['start']}.json"
-    trunk = backbone(c['backbone'], c['size'], path, **c['net'])
-    if made.exists() and read_result(made).get('digest') != weights_digest(trunk): raise InputError(f"{path} does not hold the weights that {made} tells of; delete both to make them again")
+    trunk = backbone(c['backbone'], c['size'], place.weights(c['start']), **c['net'])
+    check_made(trunk, c['start'], place)
     return trunk.to(place.device)
 
 def siamese_probe(run, place):
     "kNN and a linear probe on the features of random blocks"
-    parts,norm = parts_of(run, place), simsiam_augment(run['config']['size'], _stats(run))[1]
+    parts,norm = parts_of(run, place), _views(run)[1]
     trunk = set_bn_statistics(start_trunk(run, place), parts['fit'].thin(1000), norm)
     return dict(metrics=probe_trunk(trunk, parts, norm), history=[], digest=weights_digest(trunk), sizes=dict(bank=len(parts['fit']), test=len(parts['test'])))
 
-def finetune_augment(size, stats):
+def finetune_augment(run):
     "Random crop and flip, and the plain images for measuring"
-    norm = simsiam_augment(size, stats)[1]
-    return nn.Sequential(PadCrop(size//8), Flip(), norm), norm
+    norm = _views(run)[1]
+    return nn.Sequential(PadCrop(run['config']['size']//8), Flip(), norm), norm
 
 def siamese_finetune(run, place):
     "Train a backbone and a linear layer, from a start, with all labels or with few"
     c,parts = run['config'], parts_of(run, place)
     few = label_fraction(parts['fit'], c['labels'], seed=c['draw']) if c.get('labels') else parts['fit']
-    trunk,augment = start_trunk(run, place), finetune_augment(c['size'], _stats(run))
+    trunk,augment = start_trunk(run, place), finetune_augment(run)
     torch.manual_seed(c['init'])
     learn = transfer_learner(trunk, few, parts['valid'].thin(c['watch']), None, 'linear', 'finetune', bs=c['bs'], steps=c.get('steps') or max(1, len(few)//c['bs']), device=place.device, augment=augment,
                              opt_func=torch_opt(torch.optim.Adam, 1e-5), metrics=accuracy if few.y.dtype == torch.long else accuracy_multi, channels_last=_is_conv(trunk))
@@ -152,7 +151,7 @@ def attributes_of(out, images):
 
 # %% ../nbs/19_simsiam_study.ipynb #4bd28995
 class _Pooled(nn.Module):
-    def forward(self, x): return x.flatten(2).mean(2) if x.ndim > 2 else x
+    def forward(self, x): return pool(x)
 
 def _shape(c): return (3, c['size'], c['size'])
 
@@ -160,8 +159,8 @@ def cost_siamese(run, place):
     "Two views of every image through backbone and heads, and the passes of the monitor"
     c,parts = run['config'], parts_of(run, place)
     def make():
-        trunk,heads = backbone(c['backbone'], c['size'], **c['net']), {**SIMSIAM[run['protocol']]['projector'], **(dict(width=c['heads']) if c['heads'] else {})}
-        return nn.Sequential(trunk, _Pooled(), projector(feature_shape(trunk, size=c['size'])[0], **heads), predictor(heads['width']))
+        trunk = backbone(c['backbone'], c['size'], **c['net'])
+        return nn.Sequential(trunk, _Pooled(), *simsiam_heads(feature_shape(trunk, size=c['size'])[0], run['protocol'], c['heads']))
     trained = 2*c['epochs']*(len(parts['unlabelled']) if c['images'] == 'set' else c['noise'])
     return [(c['backbone'], make, _shape(c), c['bs'], trained, 4*c['epochs']*c['watch'] + len(parts['fit']) + len(parts['test']))]
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'machine', 'git_commit', 'weights_digest', 'save_result',
-           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'pretrain_rotation', 'get_trunk',
-           'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace',
-           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'one_setting']
+           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'pretrain_rotation', 'check_made',
+           'get_trunk', 'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer',
+           'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -199,6 +199,12 @@ def pretrain_rotation(run, place):
     with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
     return dict(metrics=dict(rotation_accuracy=right), history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
 
+def check_made(trunk, start, place):
+    "Raise `InputError` when a trunk does not hold the weights that the result file of the run `start` tells of"
+    made = place.folder/f'{start}.json'
+    if made.exists() and read_result(made).get('digest') != weights_digest(trunk):
+        raise InputError(f"{place.weights(start)} does not hold the weights that {made} tells of; delete both to make them again")
+
 def get_trunk(run, place, images=None):
     "The trunk that a run starts from: the weights of another run, or random ones with honest BatchNorm statistics (of `images`, by default training images)"
     c = run['config']
@@ -206,9 +212,7 @@ def get_trunk(run, place, images=None):
     trunk = nin(run['protocol'], width=c['width'])
     if c['start'] != 'random':
         load_weights(trunk, place.weights(c['start']))
-        made = place.folder/f"{c['start']}.json"
-        if made.exists() and read_result(made).get('digest') != weights_digest(trunk):
-            raise InputError(f"{place.weights(c['start'])} does not hold the weights that {made} tells of; delete both to make them again")
+        check_made(trunk, c['start'], place)
         return trunk.to(place.device)
     images = place.part(min(c['train'] or 1000, 1000), c['test'])[0] if images is None else images
     return set_bn_statistics(trunk.to(place.device), images, rotnet_augment(run['protocol'])[1])
