@@ -1,12 +1,38 @@
 "What the tests share: the command line in a process of its own, as a user runs it"
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 
 from ssl_nb import cli
+from ssl_nb.data import InputError
+
+def one_line_error(call, *said):
+    "Check that a call is refused in one line that says all of `said`, and give the line"
+    with pytest.raises(InputError) as e: call()
+    text = str(e.value)
+    assert '\n' not in text and '\r' not in text
+    for s in said: assert s in text, text
+    return text
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    "A function that serves a folder over HTTP from this process until the test is over, and gives the address"
+    servers = []
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    def start(folder):
+        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=folder)))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}'
+    yield start
+    for s in servers: s.shutdown(); s.server_close()
+
 
 SSL_STUDY = Path(sys.executable).with_name('ssl_study')
 

@@ -3,9 +3,6 @@ import hashlib
 import re
 import tarfile
 import warnings
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import STL10
 
+from conftest import one_line_error as one_line
 from ssl_nb import datasets
 from ssl_nb.data import ImageDL, InputError
 from ssl_nb.datasets import celeba, noise, stl10
@@ -20,14 +18,6 @@ from ssl_nb.datasets import celeba, noise, stl10
 md5 = lambda b: hashlib.md5(b).hexdigest()
 COUNTS = dict(train=7, test=5, unlabeled=9)
 FILES = ['train_X.bin', 'train_y.bin', 'unlabeled_X.bin', 'test_X.bin', 'test_y.bin']
-
-
-def one_line(call, *said):
-    with pytest.raises(InputError) as e: call()
-    text = str(e.value)
-    assert '\n' not in text and '\r' not in text
-    for s in said: assert s in text, text
-    return text
 
 
 # STL-10
@@ -124,21 +114,16 @@ def test_stl10_is_not_there(tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, serve):
     "A server in this process with an archive of the release's own layout; torchvision is told its address and sums"
     folder = tmp_path/'server'
     write_stl(folder)
     tell_md5(monkeypatch, folder)
     archive = folder/'stl10_binary.tar.gz'
     with tarfile.open(archive, 'w:gz') as t: t.add(folder/'stl10_binary', 'stl10_binary')
-    http = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=folder))
-    Thread(target=http.serve_forever, daemon=True).start()
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr(STL10, 'url', f'http://127.0.0.1:{http.server_port}/{archive.name}')
+    monkeypatch.setattr(STL10, 'url', f'{serve(folder)}/{archive.name}')
     monkeypatch.setattr(STL10, 'tgz_md5', md5(archive.read_bytes()))
     yield archive
-    http.shutdown()
-    http.server_close()
 
 
 def test_stl10_download(server, tmp_path):

@@ -2,9 +2,6 @@
 import hashlib
 import pickle
 import tarfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ md5 = lambda b: hashlib.md5(b).hexdigest()
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, serve):
     "A small release: six batches of 20 images, the class names, the archive; torchvision is told its address and its sums"
     folder, rng = tmp_path/'server', np.random.default_rng(0)
     (folder/'cifar-10-batches-py').mkdir(parents=True)
@@ -29,17 +26,12 @@ def server(tmp_path, monkeypatch):
         sums[name] = md5(data)
     archive = folder/'cifar-10-python.tar.gz'
     with tarfile.open(archive, 'w:gz') as t: t.add(folder/'cifar-10-batches-py', 'cifar-10-batches-py')
-    http = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=folder))
-    Thread(target=http.serve_forever, daemon=True).start()
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr(CIFAR10, 'url', f'http://127.0.0.1:{http.server_port}/{archive.name}')
+    monkeypatch.setattr(CIFAR10, 'url', f'{serve(folder)}/{archive.name}')
     monkeypatch.setattr(CIFAR10, 'tgz_md5', md5(archive.read_bytes()))
     monkeypatch.setattr(CIFAR10, 'train_list', [[n, sums[n]] for n in sums if n.startswith('data')])
     monkeypatch.setattr(CIFAR10, 'test_list', [['test_batch', sums['test_batch']]])
     monkeypatch.setattr(CIFAR10, 'meta', {'filename': 'batches.meta', 'key': 'label_names', 'md5': sums['batches.meta']})
     yield archive
-    http.shutdown()
-    http.server_close()
 
 
 def test_download_and_read(server, tmp_path):

@@ -1,8 +1,5 @@
 "The traffic signs: a strict reader, a download that leaves nothing half done, crops that hold their sign, splits that do not leak"
 import hashlib
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import matplotlib
@@ -12,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import one_line_error as one_line
 from ssl_nb import scenes
 from ssl_nb.data import InputError, Images
 from ssl_nb.scenes import Scenes, gtsdb, gtsdb_sample, leaking_split, show_boxes, sign_crops, split_scenes
@@ -46,14 +44,6 @@ def quarter(tmp_path):
     for n in (3, 5, 899): photo(n).reduce(4).save(folder/f'{n:05}.png')
     (folder/'gt.txt').write_text('\n'.join(GT))
     return folder
-
-
-def one_line(call, *said):
-    with pytest.raises(InputError) as e: call()
-    text = str(e.value)
-    assert '\n' not in text and '\r' not in text
-    for s in said: assert s in text, text
-    return text
 
 
 # Reading
@@ -162,19 +152,14 @@ def test_sizes(quarter):
 # The download
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, serve):
     "A server in this process with an archive of the release's own layout; the module is told its address and the md5 of its gt.txt"
     folder = tmp_path/'server'
     write_release(folder/'FullIJCNN2013')
     pack(folder, {p: f'FullIJCNN2013/{p.name}' for p in (folder/'FullIJCNN2013').iterdir()})
-    http = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=folder))
-    Thread(target=http.serve_forever, daemon=True).start()
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr(scenes, '_URL', f'http://127.0.0.1:{http.server_port}/release.zip')
+    monkeypatch.setattr(scenes, '_URL', f'{serve(folder)}/release.zip')
     monkeypatch.setattr(scenes, '_GT_MD5', hashlib.md5((folder/'FullIJCNN2013/gt.txt').read_bytes()).hexdigest())
     yield folder
-    http.shutdown()
-    http.server_close()
 
 
 def pack(folder, names, compression=ZIP_DEFLATED):

@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from safetensors.torch import save_file
 from torch import nn
 
-from ssl_nb.augment import Normalize, simsiam_augment
+from ssl_nb.augment import Augment, Normalize
 from ssl_nb.backbones import backbone
-from ssl_nb.data import Images, InputError, cifar10_sample, image_dls
+from ssl_nb.data import ImageDL, Images, InputError, cifar10_sample, image_dls
 from ssl_nb.evaluate import attribute_measures, base_rates
 from ssl_nb.heads import predictor, projector
 from ssl_nb.learner import torch_opt
@@ -78,7 +81,6 @@ def test_a_backbone_that_there_is_not(bad, said):
 
 
 def test_a_file_of_weights_that_does_not_fit(tmp_path):
-    from safetensors.torch import save_file
     save_file(backbone('resnet18', 32, **NETS['resnet18']).state_dict(), tmp_path/'narrow.safetensors')
     (tmp_path/'text.safetensors').write_text('no weights')
     with pytest.raises(InputError, match='narrow.safetensors cannot be loaded into resnet18'): backbone('resnet18', 32, tmp_path/'narrow.safetensors')
@@ -152,10 +154,6 @@ def test_an_unfinished_group_is_weighed_by_its_own_size():
     def trained(bs, n):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10))
-        from fastai.learner import Learner
-        from ssl_nb.augment import Augment
-        from ssl_nb.data import ImageDL
-        from fastai.data.core import DataLoaders
         dls = DataLoaders(ImageDL(few(24), bs, device='cpu'), ImageDL(few(16), 16, device='cpu'))
         learn = Learner(dls, net, opt_func=torch_opt(wd=0.), cbs=[Augment(Normalize(), Normalize()), Accumulate(n)])
         with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
