@@ -108,14 +108,17 @@ def unit(x):
 
 # %% ../nbs/01_augment.ipynb #1eb95ddc
 def grey(x):
-    "Luma of RGB images [B,3,H,W] as [B,1,H,W] (ITU-R 601)"
+    "Luma of RGB images [B,3,H,W] as [B,1,H,W] (ITU-R 601); images of one channel are grey already. Raises `InputError` for other numbers of channels."
+    if x.shape[1] == 1: return x
+    if x.shape[1] != 3: raise InputError(f"images of {x.shape[1]} channels: colours can be changed where there are 3, or 1 of grey; give a recipe without ColorJitter and Greyscale")
     r,g,b = x.split(1, 1)
     return (.2989*r).add_(g, alpha=.587).add_(b, alpha=.114)  # numbers, not a tensor: that would be a copy to the GPU
 
 def shift_hue(
-    x, # images [B,3,H,W], floats in 0..1
+    x, # images [B,3,H,W], floats in 0..1, or [B,1,H,W], which stay as they are
     shift): # turns of the colour circle, -.5 to .5, [B]
     "Turn the hue of each image, its saturation and value kept"
+    if x.shape[1] == 1: return x
     r,g,b = x.unbind(1)
     high = torch.maximum(torch.maximum(r, g), b)
     chroma = high - torch.minimum(torch.minimum(r, g), b)
@@ -128,7 +131,7 @@ def shift_hue(
 
 # %% ../nbs/01_augment.ipynb #2eb7591e
 class ColorJitter(nn.Module):
-    "Brightness, contrast, saturation and hue of each image by its own factors and in its own order, with probability `p`"
+    "Brightness, contrast, saturation and hue of each image by its own factors and in its own order, with probability `p`; on one channel the last two do nothing"
     def __init__(self,
         brightness:float=.4, # factor from 1-`brightness` to 1+`brightness`
         contrast:float=.4, # likewise
@@ -148,7 +151,7 @@ class ColorJitter(nn.Module):
         return _pick(_coins(x, self.p), color_jitter(x, factors, shift, order), x)
 
 def color_jitter(
-    x, # images [B,3,H,W], floats in 0..1
+    x, # images [B,3,H,W] or [B,1,H,W], floats in 0..1
     factors, # brightness, contrast and saturation, [B,3]
     shift, # hue, turns of the circle, [B]
     order): # the order of brightness 0, contrast 1, saturation 2 and hue 3 for each image, `int64` [B,4]
@@ -169,7 +172,7 @@ def color_jitter(
 
 # %% ../nbs/01_augment.ipynb #7944709f
 class Greyscale(nn.Module):
-    "Turn each image grey with probability `p`, its three channels kept"
+    "Turn each image grey with probability `p`, its three channels kept; grey images stay as they are"
     def __init__(self, p:float=.2): super().__init__(); self.p = p
     def extra_repr(self): return f'p={self.p}'
     def forward(self, x): x = unit(x); return _pick(_coins(x, self.p), grey(x), x)
@@ -213,7 +216,7 @@ CIFAR10_STATS = (.4914,.4822,.4465), (.2470,.2435,.2616)  # mean and standard de
 IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225)
 
 class Normalize(nn.Module):
-    "Floats of mean 0 and standard deviation 1 by channel, from `uint8` or from floats in 0..1"
+    "Floats of mean 0 and standard deviation 1 by channel, from `uint8` or from floats in 0..1. Raises `InputError` when the images have another number of channels."
     def __init__(self,
         mean:tuple=CIFAR10_STATS[0], # by channel, in 0..1
         std:tuple=CIFAR10_STATS[1]): # likewise
@@ -223,6 +226,8 @@ class Normalize(nn.Module):
 
     def extra_repr(self): return f'mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}'
     def forward(self, x):
+        n,C = len(self.mean), x.shape[-3]
+        if C != n: raise InputError(f"images of {C} channel{'s'*(C > 1)}, but mean and standard deviation of {n}: give a recipe made with `stats` of {C}, such as rotnet_augment(stats=(({'.5,'*C}), ({'.25,'*C})))")
         scale = 255. if x.dtype == torch.uint8 else 1.
         return (x - self.mean*scale) / (self.std*scale)  # one pass each way: no copy of the batch in 0..1
 
@@ -242,7 +247,7 @@ def rotnet_augment(
     stats:tuple=CIFAR10_STATS): # mean and standard deviation by channel
     "RotNet's augmentation before the rotation: a pair of modules, for training and for measuring"
     check_protocol(protocol)
-    if protocol == 'report': stats = tuple((s[2],)*3 for s in stats)
+    if protocol == 'report': stats = tuple((s[-1],)*len(s) for s in stats)
     norm = Normalize(*stats)
     return (norm if protocol == 'report' else nn.Sequential(PadCrop(4), Flip(), norm)), norm
 
@@ -255,7 +260,7 @@ def simsiam_augment(
     blur = [Blur(kernel=size//20*2+1)] if size > 32 else []
     return nn.Sequential(ResizedCrop(size, scale), Flip(), ColorJitter(), Greyscale(), *blur, norm), norm
 
-# %% ../nbs/01_augment.ipynb #4700a110
+# %% ../nbs/01_augment.ipynb #39ab6575
 class Augment(Callback):
     "Put each batch through a recipe: one for training, one for measuring"
     order = 1
@@ -267,7 +272,8 @@ class Augment(Callback):
     def before_fit(self): self._to_device()
     def before_validate(self): self._to_device()
     def _to_device(self):
-        for m in (self.train_tfms, self.valid_tfms): m.to(self.dls.device)
+        device = next(self.model.parameters()).device  # where fastai puts each batch; a loader of torch's has no device
+        for m in (self.train_tfms, self.valid_tfms): m.to(device)
 
     def before_batch(self):
         tfms = self.train_tfms if self.training else self.valid_tfms

@@ -26,6 +26,7 @@ from torchvision.datasets.utils import check_integrity
 # %% ../nbs/00_data.ipynb #a57aa637
 class InputError(ValueError):
     "Bad input: the message says in one line what is wrong and what to do"
+    def __str__(self): return super().__str__().split('\n\t')[-1]  # fastai puts the callback's name on a line before
 
 # %% ../nbs/00_data.ipynb #641debe6
 class Images:
@@ -33,7 +34,7 @@ class Images:
     n_inp = 1  # fastai: the first item of a batch is the input
 
     def __init__(self,
-        x:torch.Tensor, # images, `uint8` [N,3,H,W] (or cached features, float [N,...])
+        x:torch.Tensor, # images, `uint8` [N,3,H,W], grey ones [N,1,H,W] (or cached features, float [N,...])
         y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes, `bool` [N,A] for attributes that an image has or has not
         vocab:list|None=None, # names of the classes
         name:str='images'): # what to call it in a figure or a result file
@@ -78,6 +79,11 @@ def to(self:Images, device):
     return Images(self.x.to(device), None if self.y is None else self.y.to(device), self.vocab, self.name)
 
 @patch
+def new_empty(self:Images):
+    "What fastai's `learn.export` puts in the place of the images: a single black one"
+    return Images(torch.zeros_like(self.x[:1]), None if self.y is None else self.y[:1].clone(), self.vocab, self.name)
+
+@patch
 def unlabelled(self:Images):
     "The same images, their targets forgotten"
     return Images(self.x, None, self.vocab, self.name)
@@ -116,11 +122,11 @@ def show_grid(
     fig,axs = plt.subplots(rows, cols, figsize=(cols*size, rows*(size+.2*(titles is not None))), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for k,(im,ax) in enumerate(zip(x, axs.flat)):
-        ax.imshow(im.permute(1,2,0).cpu().numpy().squeeze(), cmap='gray')
+        ax.imshow(im.permute(1,2,0).cpu().numpy().squeeze(), cmap='gray', vmin=0, vmax=255 if im.dtype == torch.uint8 else 1)  # the limits are for one channel: dark stays dark
         if titles is not None: ax.set_title(str(titles[k]), fontsize=8)
     return axs
 
-# %% ../nbs/00_data.ipynb #3a9992d3
+# %% ../nbs/00_data.ipynb #8f558449
 def _whats_wrong(root):
     "The first file of the release that is missing or damaged, in words"
     folder = Path(root)/CIFAR10.base_folder
@@ -143,7 +149,7 @@ def cifar10(
     return tuple(Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets), p.classes, f'CIFAR-10, {n}')
                  for p,n in zip(parts, ('train', 'test')))
 
-# %% ../nbs/00_data.ipynb #877dfff6
+# %% ../nbs/00_data.ipynb #6fa69c8a
 def _by_class(y, seed):
     "For each class, its indices in an order that the seed decides. Without classes all are of one."
     g = torch.Generator().manual_seed(seed)
@@ -170,7 +176,7 @@ def label_fraction(
         parts.append(i[:n])
     return images.subset(torch.cat(parts).sort()[0].to(images.x.device), f'{images.name}, {labels} labels a class')
 
-# %% ../nbs/00_data.ipynb #2f9705cc
+# %% ../nbs/00_data.ipynb #a3620130
 def holdout(
     images:Images, # the training images
     share:float=.1, # the part to hold out, between 0 and 1
@@ -182,7 +188,7 @@ def holdout(
     held = held.to(images.x.device)
     return images.subset(~held, f'{images.name}, fit'), images.subset(held, f'{images.name}, validation')
 
-# %% ../nbs/00_data.ipynb #7ef2645d
+# %% ../nbs/00_data.ipynb #cde8a353
 class ImageDL(DataLoader):
     "A fastai `DataLoader` that indexes whole batches of a data set in memory"
     def __init__(self,
@@ -193,40 +199,47 @@ class ImageDL(DataLoader):
         steps:int|None=None, # batches an epoch; by default as many as there are images for
         device=None, # where batches go; by default where the data lie
         resident:bool=True, # move the data to `device` once? Otherwise each batch is moved
+        rows:torch.Tensor|None=None, # take only these images, `int64` [n]: a part without a copy of it
         **kwargs):
-        if len(dataset) == 0: raise InputError(f"{getattr(dataset, 'name', 'the data set')} is empty; give at least one image")
+        n = len(dataset) if rows is None else len(rows)
+        if n == 0: raise InputError(f"{getattr(dataset, 'name', 'the data set')} is empty; give at least one image")
         if device is not None and resident: dataset = dataset.to(device)
-        bs, self.steps, self.resident = min(bs, len(dataset)), steps, resident
-        kwargs.update(n=len(dataset) if steps is None else steps*bs, num_workers=0)
+        bs, self.steps, self.resident, self.rows, self.skip = min(bs, n), steps, resident, rows, 0  # `skip`: batches of the next epoch that a resumed fit has done
+        kwargs.update(n=n if steps is None else steps*bs, num_workers=0)
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=shuffle if drop_last is None else drop_last, device=device, **kwargs)
 
     def get_idxs(self):
-        n = len(self.dataset)
+        n = len(self.dataset) if self.rows is None else len(self.rows)
         order = torch.randperm if self.shuffle else torch.arange
-        return torch.cat([order(n) for _ in range(-(-self.n//n))])[:self.n]
+        i = torch.cat([order(n) for _ in range(-(-self.n//n))])[:self.n]
+        return i if self.rows is None else self.rows[i]
 
     def sample(self): return self._DataLoader__idxs  # what `__iter__` got from `get_idxs`
 
     def create_batches(self, samps):
         idxs = samps if isinstance(samps, torch.Tensor) else torch.tensor(list(samps))  # `DistributedDL` hands on an iterator
-        for i in idxs.to(self.dataset.x.device).split(self.bs):
-            if len(i) == self.bs or not self.drop_last: yield self.dataset[i]
+        for i in idxs.to(self.dataset.x.device).split(self.bs)[self.skip:]:
+            if len(i) == self.bs or not self.drop_last: yield self._fetch(i)
+
+    def _fetch(self, i):
+        if self.resident or self.device is None or torch.device(self.device).type != 'cuda': return self.dataset[i]
+        return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in self.dataset[i])  # the copy does not wait for the GPU's work
 
     def new(self, dataset=None, cls=None, **kwargs):
         if kwargs.get('shuffle', self.shuffle): kwargs.setdefault('steps', self.steps)  # predictions want each image once
-        return super().new(dataset, cls, **{'resident': self.resident, **kwargs})
+        return super().new(dataset, cls, **{'resident': self.resident, **(dict(rows=self.rows) if dataset is None else {}), **kwargs})
 
     def to(self, device):
         self.device = device
         if self.resident: self.dataset = self.dataset.to(device)
 
-# %% ../nbs/00_data.ipynb #b0891baa
+# %% ../nbs/00_data.ipynb #5d068646
 @patch
 def to_detach(self:ImageDL, b, cpu=True, gather=True):
     "Detach `b`; a scalar stays on its device, so that averaging a loss does not wait for the GPU"
     return _to_detach(b, cpu=cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=gather)
 
-# %% ../nbs/00_data.ipynb #ef72f199
+# %% ../nbs/00_data.ipynb #6b09cfef
 @patch
 def show_batch(self:ImageDL, b=None, max_n:int=16, **kwargs):
     "Show up to `max_n` images of a batch, as they leave the loader"
@@ -242,7 +255,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
 @patch
 def _name(self:ImageDL, k): return self.dataset.vocab[int(k)] if self.dataset.vocab else k.tolist()
 
-# %% ../nbs/00_data.ipynb #ae6329b8
+# %% ../nbs/00_data.ipynb #e46da6dc
 def image_dls(
     train:Images, # images to train on
     valid:Images, # images to measure on
@@ -250,8 +263,9 @@ def image_dls(
     valid_bs:int=500, # images a batch when measuring
     steps:int|None=None, # training batches an epoch; by default as many as there are images for
     device=None, # by default fastai's: a GPU where there is one
-    resident:bool=True): # keep the images on the device? Otherwise each batch is moved there
+    resident:bool=True, # keep the images on the device? Otherwise each batch is moved there
+    rows:torch.Tensor|None=None): # train on these images only, `int64` [n]
     "fastai `DataLoaders` of two sets of images that lie on the device, or go there batch by batch"
     device = default_device() if device is None else torch.device(device)
     kwargs = dict(device=device, resident=resident)
-    return DataLoaders(ImageDL(train, bs, shuffle=True, steps=steps, **kwargs), ImageDL(valid, valid_bs, **kwargs), device=device)
+    return DataLoaders(ImageDL(train, bs, shuffle=True, steps=steps, rows=rows, **kwargs), ImageDL(valid, valid_bs, **kwargs), device=device)

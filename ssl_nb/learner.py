@@ -29,6 +29,11 @@ def decay_groups(model:nn.Module):
     ps = [p for p in model.parameters() if p.requires_grad]
     return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim <= 1]]
 
+class _TorchOpt(OptimWrapper):
+    "fastai's wrapper without the settings that are None: loggers such as fastai's `TensorBoardCallback` write down all, as numbers"
+    @property
+    def hypers(self): return [{k: v for k,v in h.items() if v is not None} for h in super().hypers]
+
 def torch_opt(
     opt=torch.optim.SGD, # a torch optimiser
     wd=5e-4, # weight decay: one for all, or one for each group of the splitter
@@ -39,7 +44,7 @@ def torch_opt(
         if isinstance(groups[0], torch.Tensor): groups = [groups]
         wds = wd if isinstance(wd, (tuple, list)) else [wd]*len(groups)
         if len(wds) != len(groups): raise InputError(f"wd={wd}: the splitter makes {len(groups)} parameter groups; give one number, or one for each")
-        return OptimWrapper([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **kwargs)
+        return _TorchOpt([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **kwargs)
     return opt_func
 
 def sgd(

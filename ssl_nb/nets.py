@@ -42,8 +42,9 @@ def feature_shape(
     "Shape (C,H,W) of the features after block `upto`"
     blocks,training = trunk.upto(upto), trunk.training
     p = next(trunk.parameters())
+    c = next((m.in_channels for m in trunk.modules() if isinstance(m, nn.Conv2d)), 3)  # what its first convolution takes
     trunk.eval()  # one image has no batch statistics, and must not touch the running ones
-    shape = tuple(blocks(torch.zeros(1, 3, size, size, device=p.device, dtype=p.dtype)).shape[1:])
+    shape = tuple(blocks(torch.zeros(1, c, size, size, device=p.device, dtype=p.dtype)).shape[1:])
     trunk.train(training)
     return shape
 
@@ -91,17 +92,19 @@ class NIN(Trunk):
         n_blocks:int=4, # 3 to 5 in the paper
         first:tuple|None=None, # widths of block 1; by default width, about 5/6 of it (a multiple of 8, for speed) and 1/2: 192, 160, 96
         pool3:bool=False, # average pooling after block 3?
-        momentum:float=.1): # of BatchNorm's running statistics, as torch counts it
+        momentum:float=.1, # of BatchNorm's running statistics, as torch counts it
+        channels:int=3): # of the images: 3, or 1 if they are grey
         if width < 8 or width % 4: raise InputError(f"width={width}: give a multiple of 4, from 8 on, such as 32, 64 or 192")
         if n_blocks < 1: raise InputError(f"n_blocks={n_blocks}: give 1 or more")
         first = first or (width, 8*round(width*5/48), width//2)
         w = (width,)*3
         pool = lambda kind: kind(3, 2, 1)
-        blocks = [nin_block(3, first, 5, momentum, pool(nn.MaxPool2d)), nin_block(first[-1], w, 5, momentum, pool(nn.AvgPool2d)),
+        blocks = [nin_block(channels, first, 5, momentum, pool(nn.MaxPool2d)), nin_block(first[-1], w, 5, momentum, pool(nn.AvgPool2d)),
                   nin_block(width, w, 3, momentum, pool(nn.AvgPool2d) if pool3 else None)]
         blocks += [nin_block(width, w, 3, momentum) for _ in range(n_blocks-3)]
         super().__init__(*blocks[:n_blocks])
         self.width = width
+        self.recipe = dict(name='nin', width=width, n_blocks=n_blocks, first=first, pool3=pool3, momentum=momentum, channels=channels)  # how to make it again
         init_nin(self)
 
 def nin(

@@ -104,6 +104,7 @@ def plot_neighbours(
     near = s.topk(k)[1].cpu()
     query,bank = query.to('cpu'), bank.to('cpu')
     x = torch.cat([torch.cat([query.x[j:j+1], bank.x[near[j]]]) for j in range(len(query))])
+    if query.y is None or bank.y is None: return show_grid(x, cols=k+1)
     titles = [t for j in range(len(query)) for t in ([query.vocab[query.y[j]]] + [bank.vocab[c] for c in bank.y[near[j]].tolist()])]
     return show_grid(x, titles, cols=k+1)
 

@@ -38,9 +38,11 @@ def rotate(
     x, # images [B,C,H,W], square
     turns:int=4): # how many turns make the full circle: 2, 4 or 8
     "Each image turned counter-clockwise by every multiple of 360/`turns` degrees: [turns*B,C,H,W] (Gidaris et al. 2018, Table 2)"
-    if turns == 4: return rotate4(x)
+    if turns not in (2,4,8): raise InputError(f"turns={turns}: give 2, 4 or 8")
     if turns == 2: return torch.cat([x, x.rot90(2, (-2,-1))])
-    if turns != 8: raise InputError(f"turns={turns}: give 2, 4 or 8")
+    H,W = x.shape[-2:]
+    if H != W: raise InputError(f"images {W} wide and {H} high: a quarter turn exchanges the sides; make them square first, such as by fastai's Resize({min(H, W)})")
+    if turns == 4: return rotate4(x)
     at = torch.linspace(-1, 1, x.shape[-1], device=x.device)
     inside = (at**2 + at[:,None]**2 <= 1).to(x.dtype)
     half = TF.rotate(x, 45, TF.InterpolationMode.BILINEAR)
@@ -87,7 +89,7 @@ def rotation_accuracy(pred, targ):
     "Share of rotations that are told right, 0 to 1"
     return accuracy(pred, targ)
 
-# %% ../nbs/10_rotation.ipynb #8e95d367
+# %% ../nbs/10_rotation.ipynb #c9bf2d9b
 def rotated_images(
     images:Images, # N images, square
     turns:int=4): # how many turns make the full circle

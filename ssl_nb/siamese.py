@@ -37,11 +37,12 @@ class Pairs(Callback):
         self.augment,self.norm,self.compare = augment, norm, loss or simsiam_loss
 
     def before_fit(self):
-        if self.dls.train.bs < 2: raise InputError("a batch of one image: BatchNorm in the heads has nothing to average over; give bs=2 or more")
-        for m in (self.augment, self.norm): m.to(self.dls.device)
+        for m in (self.augment, self.norm): m.to(next(self.model.parameters()).device)
+        if hasattr(self.learn, 'lr_finder'): self.lr_finder.stop_div = False  # it would stop at four times the best loss, which is less than the best where losses are negative
     before_validate = before_fit
 
     def before_batch(self):
+        if self.training and len(self.x) < 2: raise InputError("a batch of one image: BatchNorm in the heads has nothing to average over; give bs=2 or more, and leave out a smaller last batch (drop_last=True)")
         self.learn.yb = ()  # without targets fastai computes no loss
         if self._predicting(): self.learn.xb = (self.norm(self.x),)
         else: self.learn.xb = self.augment(torch.cat([self.x, self.x])).chunk(2)  # one call for both: each image of the doubled batch has its own draw
@@ -129,7 +130,7 @@ class CollapseMonitor(Callback):
     def probe(self):
         "What the probes say of the trunk's features"
         if not self.probes: return {}
-        device = self.dls.device
+        device = next(self.model.parameters()).device
         feats = [Images(torch.cat([self.model(self.pairs.norm(b[0].to(device))) for b in ImageDL(im, 250)]).float(), im.y.to(device)) for im in self.sets]
         return {k: f(*feats) for k,f in self.probes.items()}
 

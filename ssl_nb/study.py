@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'machine', 'git_commit', 'weights_digest', 'save_result',
-           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'pretrain_rotation', 'check_made',
-           'get_trunk', 'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer',
-           'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'one_setting']
+           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'fit_safely', 'pretrain_rotation',
+           'check_made', 'get_trunk', 'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe',
+           'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread',
+           'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner  # with `fit_one_cycle`
 from fastai.torch_core import default_device
@@ -39,7 +41,7 @@ from .rotation import rotated_images, rotnet_learner
 from .scenes import gtsdb, gtsdb_sample
 from .schedule import *  # `fit_steps`
 from .transfer import cache_features, set_bn_statistics, transfer_learner
-from .weights import Checkpoint, atomic, load_weights, save_weights
+from .weights import Checkpoint, atomic, finish_batch, load_weights, save_weights
 
 # %% ../nbs/16_study.ipynb #521a5e05
 def machine(
@@ -155,9 +157,9 @@ class Bar(Callback):
 
     def before_fit(self):
         if not self.learn.create_mbar: return  # `validate` and `get_preds` are no fits
-        start = self.checkpoint.start if hasattr(self.learn, 'checkpoint') else 0
         n = len(self.dls.train)
-        self.tqdm,self.next_read = tqdm(total=self.n_epoch*n, initial=start*n, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True), 0
+        done = self.checkpoint.start*n + self.checkpoint.batch if hasattr(self.learn, 'checkpoint') else 0
+        self.tqdm,self.next_read = tqdm(total=self.n_epoch*n, initial=done, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True, disable=dist.is_initialized() and dist.get_rank() > 0), 0
 
     def after_batch(self):
         if not self.training: return
@@ -174,13 +176,21 @@ def fit_run(
     run:dict, # whose `config` has `epochs`, `lr` and perhaps `drops` (shares of the epochs)
     place:Place,
     fit=None): # function of (epochs, rate); by default one-cycle, or a rate that drops when `config` has `drops`
-    "A fit with a bar and a checkpoint each epoch"
+    "A fit with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came"
     c,config = run['config'], {k: run[k] for k in ('run','seed','data','config')}
-    bar = Bar(run.get('desc', run['name']))
-    learn.add_cbs([Checkpoint(place.checkpoint(run['run']), config), bar])
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
+    return fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(place.checkpoint(run['run']), config), run.get('desc', run['name']))
+
+def fit_safely(
+    learn:Learner,
+    fit, # function of nothing that fits it
+    checkpoint:Checkpoint, # writes what is done, and begins from there
+    desc:str): # what stands before the bar
+    "A fit with a bar, which goes on where it was cut off. Raises `KeyboardInterrupt` after the batch in which Ctrl-C came."
+    bar = Bar(desc)
+    learn.add_cbs([checkpoint, bar])
     try:
-        with learn.no_bar(), learn.no_logging(): fit(c['epochs'], c['lr'])
+        with learn.no_bar(), learn.no_logging(), finish_batch(learn): fit()
     finally: bar.close()  # what is printed next begins on a line of its own
     return learn
 

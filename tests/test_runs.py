@@ -1,0 +1,231 @@
+"From a folder to exported weights: the commands as a user gives them, what is cut off, and what is wrong"
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from fastcore.script import anno_parser
+from safetensors.torch import load_file
+
+from ssl_nb import cli
+from ssl_nb.data import InputError, cifar10_sample
+from ssl_nb.runs import load_classifier, open_run, pretrain, transfer
+
+NET = 'channels=(8,8,16,16)'
+SMALL = ['--size', '32', '--epochs', '3', '--bs', '16', '--net', NET, '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "A folder of unlabelled images, one of labelled ones (classes are subfolders), and one of held-out ones"
+    root = tmp_path_factory.mktemp('folders')
+    train,test = cifar10_sample()
+    for folder,part,n,labelled in (('photos',train,100,False), ('labelled',train,60,True), ('held',test,30,True)):
+        for i in range(n):
+            to = root/folder/(part.vocab[part.y[i]%3] if labelled else f'day{i%4}')
+            to.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(part.x[i].permute(1, 2, 0).numpy()).save(to/f'{i}.png')
+    (root/'photos'/'day0'/'broken.jpg').write_bytes(b'no image')
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.getbasetemp()/'cache'))
+
+
+@pytest.fixture
+def command(capfd):
+    "A command called as a function: exit code, output, errors"
+    def run(name, *args):
+        f = getattr(cli, name)
+        capfd.readouterr()
+        try:
+            given = vars(anno_parser(f.__wrapped__).parse_args(list(map(str, args))))
+            f(**{k: v for k,v in given.items() if k not in ('pdb','xtra')}); code = 0
+        except SystemExit as e: code = e.code
+        return code, *capfd.readouterr()
+    return run
+
+
+@pytest.fixture(scope='module')
+def done(folders, tmp_path_factory):
+    "A run that nothing disturbed"
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.getbasetemp()/'cache')
+    return pretrain(folders/'photos', tmp_path_factory.mktemp('done')/'run', folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+
+
+def test_three_commands(folders, tmp_path, command):
+    code,out,err = command('ssl_pretrain', folders/'photos', '--labelled', folders/'labelled', '--out', tmp_path/'run', *SMALL)
+    assert code == 0, err
+    for said in ('about', '3 epochs of', 'random weights', 'kNN accuracy', 'ssl_transfer'): assert said in out
+    assert 'Traceback' not in err
+    code,out,err = command('ssl_transfer', tmp_path/'run', folders/'labelled', '--valid', folders/'held', '--head', 'conv', '--upto', 2, '--epochs', 2, '--device', 'cpu')
+    assert code == 0, err
+    for said in ('this run', 'random blocks, frozen', 'from scratch', '30 others'): assert said in out, said
+    code,out,err = command('ssl_export', tmp_path/'run', '--to', 'timm')
+    assert code == 0 and 'timm.create_model' in out, err
+    exec(out, {})  # the lines that it prints load the file
+    page = (tmp_path/'run'/'report.html').read_text()
+    for said in ('What was gained', 'conv2', 'broken.jpg', 'data:image/png;base64', 'kNN accuracy'): assert said in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # one file, with nothing outside of it
+
+
+def test_what_is_done_is_not_done_again(folders, done, capfd):
+    before = (done.folder/'result.json').stat().st_mtime_ns
+    pretrain(folders/'photos', done.folder, folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    assert 'done already' in capfd.readouterr()[0]
+    assert (done.folder/'result.json').stat().st_mtime_ns == before
+    with pytest.raises(InputError, match='epochs: 3 and not 4'): pretrain(folders/'photos', done.folder, folders/'labelled', size=32, epochs=4, bs=16, device='cpu', channels=(8,8,16,16))
+
+
+def test_measures_are_those_of_the_weights(done):
+    "The gain that is shown can be computed again from the files"
+    from ssl_nb.neighbours import pool
+    m,r = done.result['metrics'], done.result
+    assert set(m) == {'before','after'} and set(m['after']) == {'twins','knn','linear'}
+    assert all(0 <= v <= 1 for part in m.values() for v in part.values())
+    assert r['skipped'] and len(r['history']) == 3 and r['sizes']['fit'] + r['sizes']['watch'] + r['copies'] == 100
+    with torch.no_grad(): f = pool(done.trunk.eval()(done.norm(cifar10_sample()[0].x[:8])))
+    assert f.isfinite().all() and f.std(0).mean() > 0
+
+
+def test_copies_of_held_out_images_are_left_out(tmp_path, folders):
+    "`labelled` are the first 60 of the same 100 images: what is held out of them must not be learned from"
+    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, epochs=1, bs=16, device='cpu', channels=(8,8,16,16))
+    assert run.result['copies'] >= 10
+
+
+def test_classifier_from_its_file(done, folders):
+    result = transfer(done, folders/'labelled', folders/'held', head='nonlinear', epochs=3, against=False, device='cpu', name='again')
+    net,norm,settings = load_classifier(done.folder/'transfer-again')
+    from ssl_nb.folders import image_folder
+    held = image_folder(folders/'held', size=32, vocab=settings['vocab'])
+    with torch.no_grad(): acc = (net(norm(held.x)).argmax(1) == held.y).float().mean().item()
+    assert acc == pytest.approx(result['metrics']['this run']['accuracy'])
+
+
+def test_several_labels_an_image(folders, tmp_path):
+    "Attributes from a CSV file"
+    files = sorted((folders/'photos').rglob('*.png'))[:80]
+    rng = random.Random(0)
+    rows = [f"{p.relative_to(folders/'photos').as_posix()},{'|'.join(a for a in 'ABC' if rng.random() < .5)}" for p in files]
+    (tmp_path/'labels.csv').write_text('\n'.join(['file,label', *rows]))
+    run = pretrain(folders/'photos', tmp_path/'run', labels=tmp_path/'labels.csv', sep='|', size=32, epochs=1, bs=16, device='cpu', method='rotation', backbone='nin', width=8)
+    assert set(run.result['metrics']['after']) == {'twins','linear_auc'}
+    r = transfer(run, folders/'photos', labels=tmp_path/'labels.csv', sep='|', epochs=1, device='cpu')
+    assert set(r['metrics']['this run']) == {'accuracy','auc_macro'}
+
+
+def test_grey_images(tmp_path, capfd):
+    x = cifar10_sample()[0].x[:60].float().mean(1).byte()
+    for i,im in enumerate(x):
+        to = tmp_path/'grey'/f'{i%2}'; to.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(im.numpy()).save(to/f'{i}.png')
+    run = pretrain(tmp_path/'grey', tmp_path/'run', labels='folders', size=32, epochs=1, bs=16, device='cpu', channels=(8,8,16,16))
+    assert run.config['net']['in_chans'] == 1 and len(run.config['mean']) == 1
+    transfer(run, tmp_path/'grey', head='conv', upto=2, epochs=1, device='cpu')
+
+
+# A process imports once and is forked for each attempt: it is killed in its work, not while it imports
+KILLED = """
+import os, random, signal, sys, time, warnings
+warnings.filterwarnings('ignore')
+from pathlib import Path
+import torch
+from ssl_nb.runs import pretrain
+folder, out = sys.argv[1:3]
+def attempt():
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 1); os.dup2(null, 2)
+        code = 1
+        try: pretrain(folder, out, size=32, epochs=12, bs=16, device='cpu', channels=(8,8,16,16)); code = 0
+        finally: os._exit(code)
+    return pid
+rng, kills = random.Random(0), 0
+for _ in range(10):
+    pid = attempt()
+    time.sleep(rng.uniform(.1, 2.5))
+    os.kill(pid, signal.SIGKILL)
+    kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    print(kills, sorted(p.name for p in Path(out).glob('*')), flush=True)
+assert os.waitpid(attempt(), 0)[1] == 0
+print('kills', kills)
+"""
+
+
+def test_killed_at_ten_random_moments(folders, tmp_path):
+    "... and ends bit for bit as the run that was not"
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    r = subprocess.run([sys.executable, '-c', KILLED, folders/'photos', tmp_path/'run'], capture_output=True, text=True, env=env, timeout=300)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert int(r.stdout.split()[-1]) >= 5, r.stdout  # the last ones may find the work done
+    whole = pretrain(folders/'photos', tmp_path/'whole', size=32, epochs=12, bs=16, device='cpu', channels=(8,8,16,16))
+    a,b = (load_file(p/'weights.safetensors') for p in (tmp_path/'run', whole.folder))
+    assert all(torch.equal(a[k], b[k]) for k in a | b)
+    again = open_run(tmp_path/'run').result
+    assert again['history'] == whole.result['history'] and again['metrics'] == whole.result['metrics']
+    assert not list((tmp_path/'run').glob('*.ckpt')) and not list((tmp_path/'run').glob('.*'))
+
+
+def test_ctrl_c_and_the_clock(folders, done, tmp_path):
+    "Ctrl-C finishes the batch, saves and says how to go on; --minutes does so by itself; the end is the same"
+    args = [Path(sys.executable).with_name('ssl_pretrain'), folders/'photos', '--labelled', folders/'labelled', '--out', tmp_path/'run', *SMALL]
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is born deaf to Ctrl-C
+    p = subprocess.Popen([*map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, env=dict(os.environ, PYTHONUNBUFFERED='1'))
+    for line in p.stdout:
+        if line.startswith('epoch 1/'): break
+    p.send_signal(signal.SIGINT)
+    err = p.communicate()[1]
+    assert p.returncode == 130 and 'stopping after this batch' in err and 'the same command goes on' in err and 'Traceback' not in err, err
+    from ssl_nb.weights import read_checkpoint
+    assert read_checkpoint(tmp_path/'run'/'checkpoint.ckpt')['epoch'] >= 1
+    with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, minutes=1e-9, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    a,b = load_file(run.weights), load_file(done.weights)
+    assert all(torch.equal(a[k], b[k]) for k in a | b)
+
+
+@pytest.mark.parametrize('name,args,said', [
+    ('ssl_pretrain', ['{none}'], 'no such folder'),
+    ('ssl_pretrain', ['{photos}','--method','byol'], 'simsiam, rotation'),
+    ('ssl_pretrain', ['{photos}','--backbone','resnet1'], 'did you mean'),
+    ('ssl_pretrain', ['{photos}','--epochs','0'], '1 or more'),
+    ('ssl_pretrain', ['{photos}','--size','3'], 'size'),
+    ('ssl_pretrain', ['{photos}','--bs','1'], '2 or more'),
+    ('ssl_pretrain', ['{photos}','--net','16'], 'give names and values'),
+    ('ssl_pretrain', ['{photos}','--weights','{none}'], 'none'),
+    ('ssl_pretrain', ['{photos}','--device','tpu'], 'not to be had'),
+    ('ssl_pretrain', ['{photos}','--labels','{none}.csv'], 'none.csv'),
+    ('ssl_transfer', ['{none}','{labelled}'], 'holds no run'),
+    ('ssl_transfer', ['{run}','{photos}/day1'], 'no labels'),
+    ('ssl_transfer', ['{run}','{labelled}','--head','box'], 'unknown head'),
+    ('ssl_transfer', ['{run}','{labelled}','--upto','9'], 'blocks 1 to 4'),
+    ('ssl_transfer', ['{run}','{labelled}','--freeze','--finetune'], 'one of them'),
+    ('ssl_export', ['{run}','--to','onnx'], 'onnx'),
+    ('ssl_export', ['{none}'], 'holds no run'),
+])
+def test_bad_input_is_one_line(name, args, said, folders, done, tmp_path, command):
+    at = dict(none=tmp_path/'none', photos=folders/'photos', labelled=folders/'labelled', run=done.folder)
+    args = [a.format(**at) for a in args] + (['--out', str(tmp_path/'out')] if name == 'ssl_pretrain' else [])
+    if name == 'ssl_pretrain' and '--size' not in args: args += ['--size', '32']
+    code,out,err = command(name, *args)
+    lines = [l for l in err.splitlines() if l.strip() and 'skipped' not in l]
+    assert code == 2 and len(lines) == 1 and said in lines[0], (code, err)
+
+
+def test_unwritable_folder(folders, tmp_path, command):
+    (tmp_path/'file').write_text('')
+    code,out,err = command('ssl_pretrain', folders/'photos', '--out', tmp_path/'file'/'run', *SMALL)
+    assert code == 2 and 'cannot write' in err and 'Traceback' not in err
