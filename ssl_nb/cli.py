@@ -20,13 +20,14 @@ import numpy as np
 from fastcore.script import call_parse
 from matplotlib import pyplot as plt
 
+from .classifier import export_run, transfer
 from .data import InputError
 from .distributed import is_first, launch, launched
 from .demo import DEMO, demo_figure, demo_runs, demo_table, probe_table
 from .rotnet_study import (FIGURES, RECIPES, SCALES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotations_runs, rotations_table,
                                  rotnet_figure, rotnet_runs, rotnet_table, sign_figure, sign_table)
 from .plots import plot_fractions
-from .runs import export_run, pretrain, transfer
+from .runs import pretrain
 from .scenes import gtsdb_folder
 from .simsiam_study import (SETS, SIMSIAM_RECIPES, SIMSIAM_SCALES, probe_rows, similarity_figure, simsiam_fraction_table, simsiam_fractions, simsiam_runs,
                                   table1, table2, table3, without_missing_weights)

@@ -110,7 +110,12 @@ def show(self:Images,
     seed:int|None=0): # which ones; None takes the first
     "Show `n` images with the names of their classes; returns the axes"
     i = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-    return show_grid(self.x[i[:n]], None if self.y is None else [self.vocab[k] if self.vocab else k for k in self.y[i[:n]].tolist()], cols)
+    return show_grid(self.x[i[:n]], None if self.y is None else [_in_words(y, self.vocab) for y in self.y[i[:n]]], cols)
+
+def _in_words(y, vocab):
+    "A target: the name of its class, those of the attributes that are there, or numbers"
+    if not vocab: return y.tolist()
+    return ', '.join(v for v,there in zip(vocab, y) if there) if y.ndim else vocab[int(y)]
 
 def show_grid(
     x, # images, [N,C,H,W], `uint8` or floats in 0..1
@@ -253,7 +258,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
     return show_grid(b[0][:max_n], [f'{self._name(k)}\n{self._name(p)}' for k,p in zip(b[1], pred[:max_n])], **kwargs)
 
 @patch
-def _name(self:ImageDL, k): return self.dataset.vocab[int(k)] if self.dataset.vocab else k.tolist()
+def _name(self:ImageDL, k): return _in_words(k, self.dataset.vocab)
 
 # %% ../nbs/00_data.ipynb #e46da6dc
 def image_dls(

@@ -200,9 +200,11 @@ def _read_all(f, root, names, size, channels, workers, max_bad, bar):
             rows = _in_order(pool, partial(_try_square, size=size, channels=channels), (f'{root}/{n}' for n in names), 4*workers)
             for name,x in zip(names, rows):
                 progress.update()
-                if isinstance(x, str): skipped[name] = x; _check_bad(skipped, len(names), root, max_bad)
+                if isinstance(x, str): skipped[name] = x
                 else: f.write(x); files.append(name); grey = grey and bool((x == x[:1]).all())
+                if len(skipped) >= 50: _check_bad(skipped, len(names), root, max_bad)  # enough to tell the reasons; the rest would take long
     finally: pool.shutdown(cancel_futures=True)
+    _check_bad(skipped, len(names), root, max_bad)
     if grey: _first_channel(f, len(files), size)
     return files, skipped, (len(files), 1 if grey else channels or 3, size, size)
 
@@ -232,12 +234,12 @@ def fits(
 # %% ../nbs/25_decode.ipynb #08b17ca9
 _VERSION = 1  # of what this notebook makes of an image: with another number all images are decoded anew
 
-def _cache_path(cache, root, found, size, channels):
+def _cache_path(cache, root, found, size, channels, part=''):
     "Where the images are kept: a name that is the folder's, followed by a digest of all that they depend on"
     base = os.environ.get('XDG_CACHE_HOME', '')
     default = os.path.join(base if os.path.isabs(base) else '~/.cache', 'ssl_nb', 'folders')
     digest = lambda *of: hashlib.sha256(repr(of).encode()).hexdigest()[:16]
-    return Path(os.path.expanduser(default if cache is True else cache))/f'{digest(str(root))}-{size}-{channels or "any"}-{digest(_VERSION, found)}.bin'
+    return Path(os.path.expanduser(default if cache is True else cache))/f'{digest(str(root), part)}-{size}-{channels or "any"}-{digest(_VERSION, found)}.bin'
 
 def _mapped(f, shape):
     "The rows in the file `f`: in memory where they fit, else on the disk"
@@ -255,7 +257,7 @@ def _kept(path, found, size):
     except Exception: return None  # whatever is the matter, the images are decoded again
 
 def _sweep(path):
-    "Remove what was kept of the same folder and settings before, and what killed processes left behind"
+    "Remove what was kept of the same part of the folder, with the same settings, before, and what killed processes left behind"
     same = path.name.rsplit('-', 1)[0]
     old = [p for p in path.parent.glob(f'{same}-*') if p.stem != path.stem]
     with suppress(OSError): old += [p for p in path.parent.glob(f'.{same}-*.tmp') if p.stat().st_mtime < time.time()-3600]  # who still writes has written within the hour
@@ -282,12 +284,13 @@ def decode_images(
     cache=True, # where they are kept for next time: True (the user's cache directory), a path, or None (nowhere)
     workers:int|None=None, # threads that decode; by default as many as there are cores
     max_bad:float=.1, # stop when a larger share cannot be read, 0 to 1
-    bar:bool=True): # show progress?
+    bar:bool=True, # show progress?
+    part:str=''): # a name for these images, if they are not all of the folder: what is kept of one part does not replace what is kept of another
     "The images as `uint8` [N,C,size,size], kept or decoded; the names of their files; and of each file that could not be read, why. Raises `InputError` when these are too many, or when there is no room."
     need = memory_needed(len(found), size, channels or 3)
     read = partial(_read_all, root=root, names=list(found), size=size, channels=channels, workers=workers, max_bad=max_bad, bar=bar)
     if cache not in (None, False):
-        path = _cache_path(cache, root, found, size, channels)
+        path = _cache_path(cache, root, found, size, channels, part)
         kept = _kept(path, found, size)
         if kept: _check_bad(kept[2], len(found), root, max_bad); return kept
         try: return _keep(path, read, need)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOST', 'launched', 'is_first', 'place', 'join_processes', 'leave_processes', 'first_goes_ahead', 'take_gpu',
-           'end_with_parent', 'my_share', 'share_loader', 'my_rows', 'all_rows', 'ShareBatch', 'CollectBatch',
-           'synced_norms', 'norms_of', 'data_parallel', 'launch', 'free_port', 'process_env']
+           'end_with_parent', 'my_share', 'from_first', 'share_loader', 'my_rows', 'all_rows', 'ShareBatch',
+           'CollectBatch', 'synced_norms', 'norms_of', 'data_parallel', 'launch', 'free_port', 'process_env']
 
 # %% ../nbs/25_distributed.ipynb #510a3fe0
 import atexit
@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from io import TextIOWrapper
 
 import torch
@@ -49,7 +50,7 @@ def place():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 # %% ../nbs/25_distributed.ipynb #44a0bdca
-LOST = "another process has ended, and this one cannot go on alone; the same command goes on where they were"
+LOST = "another process has ended or does not answer, and this one cannot go on alone; the same command goes on where they were"
 
 def join_processes(
     device:str='auto', # a torch device, or `auto`: the GPU of its number where there are GPUs
@@ -113,6 +114,14 @@ def my_share(
     return idxs[:n*bs].view(n, world, bs//world)[:,rank].flatten()
 
 # %% ../nbs/25_distributed.ipynb #949358ba
+def from_first(
+    t, # a tensor of the same shape in every process
+    device=None): # where the processes exchange tensors; by default the CPU
+    "What the first process has, on the CPU"
+    t = t.to(device or 'cpu')
+    if place()[1] > 1: dist.broadcast(t, 0)
+    return t.cpu()
+
 def share_loader(
     dl:DataLoader): # a loader of the batches of all processes together
     "A loader of this process's part of every batch. Raises `InputError` for a batch that cannot be divided."
@@ -123,9 +132,7 @@ def share_loader(
     bs,steps,ours = dl.bs//world, dl.n//dl.bs, isinstance(dl, ImageDL)
     def order():
         dl.randomize()
-        idxs = torch.as_tensor(dl.get_idxs()).to(dl.device)
-        if world > 1: dist.broadcast(idxs, 0)
-        mine = my_share(idxs.cpu(), dl.bs, rank, world)
+        mine = my_share(from_first(torch.as_tensor(dl.get_idxs()), dl.device), dl.bs, rank, world)
         return mine if ours else mine.tolist()
     return dl.new(bs=bs, get_idxs=order, **(dict(steps=steps) if ours else dict(n=steps*bs)))
 
@@ -174,8 +181,9 @@ class CollectBatch(Callback):
     "First after the net was called: the net without its wrapper, all rows of an evaluation, the loss of all processes"
     order = -1000
     def before_fit(self):
-        rank,_ = place()
-        if rank and self.learn.create_mbar: torch.manual_seed(torch.randint(2**62, ()).item() + rank)  # `create_mbar`: False in `validate` and `get_preds`
+        if not self.learn.create_mbar: return  # `validate` and `get_preds` begin fits too
+        state,(rank,_) = from_first(torch.get_rng_state(), self.dls.device), place()
+        if rank: torch.set_rng_state(state); torch.manual_seed(torch.randint(2**62, ()).item() + rank)
 
     def before_train(self): self.learn.dl = share_loader(self.learn.dl)
 
@@ -205,13 +213,19 @@ def synced_norms(
         for m,kind in norms: m.__class__ = kind; del m.process_group
 
 # %% ../nbs/25_distributed.ipynb #547f53ab
-def norms_of(learn, bs, world):
+def norms_of(
+    model:nn.Module,
+    device, # a torch device
+    bs:int, # images a batch, of all processes together
+    world:int): # how many processes
     "A context for the BatchNorms of a fit: synchronised on GPUs, and on CPUs a line that says why not"
-    model = learn.model
     if not any(isinstance(m, _BatchNorm) for m in model.modules()): return nullcontext()
-    if torch.device(learn.dls.device).type == 'cuda': return synced_norms(model)
-    if is_first(): print(f"BatchNorm averages over {bs//world} images of each process, not over all {bs}: torch cannot synchronise it on CPUs")
+    if device.type == 'cuda': return synced_norms(model)
+    if is_first(): _say(f"BatchNorm averages over {bs//world} images of each process, not over all {bs}: torch cannot synchronise it on CPUs")
     return nullcontext()
+
+@cache
+def _say(text): print(text)  # once
 
 # %% ../nbs/25_distributed.ipynb #5f835cae
 @contextmanager
@@ -221,9 +235,10 @@ def data_parallel(
     "Within, the processes share the work of every fit of `learn`; alone, nothing changes. Raises `InputError` when another process is lost."
     rank,world = place()
     if world == 1: yield learn; return
-    if torch.device(learn.dls.device).type not in ('cpu','cuda'): raise InputError(f"several processes train on GPUs of NVIDIA or on CPUs, not on {learn.dls.device}; choose the CPU as device, or one process")
     model = learn.model
-    with norms_of(learn, learn.dls.train.bs, world), _silent(learn, rank > 0), learn.added_cbs([ShareBatch(kwargs), CollectBatch()]):
+    device = torch.device(learn.dls.device or next(model.parameters()).device)
+    if device.type not in ('cpu','cuda'): raise InputError(f"several processes train on GPUs of NVIDIA or on CPUs, not on {device}; choose the CPU as device, or one process")
+    with norms_of(model, device, learn.dls.train.bs, world), _silent(learn, rank > 0), learn.added_cbs([ShareBatch(kwargs), CollectBatch()]):
         try: yield learn
         except Exception as e:
             if isinstance(e, dist.DistError) or 'gloo/transport' in str(e): raise InputError(LOST) from e
@@ -246,11 +261,11 @@ def launch(
     readers = [threading.Thread(target=lines.read, args=(k,p.stderr), daemon=True) for k,p in enumerate(procs)]
     for r in readers: r.start()
     try:
-        with _hand_on(procs): first = _wait(procs)
+        with _hand_on(procs): failed,stuck = _wait(procs)
     finally:
         for p in procs: p.kill()
     for r in readers: r.join(5)
-    return lines.verdict(procs, first)
+    return lines.verdict(procs, failed, stuck)
 
 def free_port():
     "A port of this machine that nobody uses"
@@ -267,15 +282,16 @@ def process_env(
 
 # %% ../nbs/25_distributed.ipynb #33cbe862
 def _wait(procs, grace=10.):
-    "Wait until all have ended; when one fails, end the others after a while. Gives those that failed, in that order."
-    failed,since = [], None
-    while None in [p.poll() for p in procs]:
-        time.sleep(.05)
-        failed += [k for k,p in enumerate(procs) if p.returncode not in (None, 0) and k not in failed]
-        if since is None and any(procs[k].returncode != 130 for k in failed): since = time.monotonic()  # 130: stopped by Ctrl-C, and the others are about to
+    "Wait until all have ended; when one fails, end the others after a while. Gives those that failed, in that order, and those that had to be ended."
+    failed,stuck,since = [], [], None
+    while None in (codes := [p.poll() for p in procs]):
+        failed += [k for k,c in enumerate(codes) if c not in (None, 0) and k not in failed]
+        if since is None and any(codes[k] != 130 for k in failed): since = time.monotonic()  # 130: stopped by Ctrl-C, and the others are about to
         if since and time.monotonic() > since + grace:
+            stuck = stuck or [k for k,c in enumerate(codes) if c is None]
             for p in procs: p.kill() if time.monotonic() > since + 2*grace else p.terminate()
-    return failed + [k for k,p in enumerate(procs) if p.returncode != 0 and k not in failed]
+        time.sleep(.05)
+    return failed + [k for k,c in enumerate(codes) if c and k not in failed], stuck
 
 @contextmanager
 def _hand_on(procs):
@@ -308,11 +324,13 @@ class _Lines:
 
     def show(self, line): sys.stderr.write(line); sys.stderr.flush()
 
-    def verdict(self, procs, failed):
+    def verdict(self, procs, failed, stuck):
         "The exit code, and a line about a process that could not say itself what was wrong"
         if not failed: return 0
-        k = next((k for k in failed if k not in self.lost), failed[0])
-        code,who = procs[k].returncode, f'process {k+1} of {len(procs)}'
-        if code < 0: self.show(f"{who} was ended by {signal.Signals(-code).name}{' (too little memory?)' if code == -signal.SIGKILL else ''}, and so the others; the same command goes on where they were\n")
-        elif not self.own[k].total() or k in self.lost: self.show(f"{who} ended with exit code {code}{', for it lost the others' if k in self.lost else ''}\n")
+        k = next((k for k in failed if k not in self.lost and k not in stuck), (stuck or failed)[0])
+        code,who,on = procs[k].returncode, f'process {k+1} of {len(procs)}', 'and so the others; the same command goes on where they were'
+        if k in stuck: self.show(f"{who} did not answer any more and was ended, {on}\n")
+        elif code < 0: self.show(f"{who} was ended by {signal.Signals(-code).name}{' (too little memory?)' if code == -signal.SIGKILL else ''}, {on}\n")
+        elif k in self.lost: self.show(f"{who} lost the others, and ended\n")
+        elif not self.own[k].total(): self.show(f"{who} ended with exit code {code}\n")
         return code if code > 0 else 128-code

@@ -28,6 +28,7 @@ _all_ = ['good_size', 'fits', 'memory_needed']  # from `decode`: one import is e
 # %% ../nbs/26_folders.ipynb #d4af4d44
 class FolderImages(Images):
     "`Images` that come from files: `files` and `root` say from which, `skipped` which could not be taken and why"
+    on_disk = False  # are they read batch by batch, since memory does not hold them?
     def __init__(self,
         x:torch.Tensor, # images, `uint8` [N,C,S,S]
         y:torch.Tensor|None=None, # targets, as in `Images`
@@ -180,10 +181,11 @@ def image_folder(
     named,vocab = _find_labels(labels, found, root, sep, vocab)
     wanted = {f: stamp for f,stamp in found.items() if named is None or f in named}
     if size is None: size = good_size(root/f for f in wanted)
-    x,files,skipped = decode_images(root, wanted, size, channels, cache, workers, max_bad, bar)
+    x,files,skipped = decode_images(root, wanted, size, channels, cache, workers, max_bad, bar, part='' if labels is None or labels == 'folders' else str(labels))
     y = None if named is None else _targets([named[f] for f in files], vocab, sep is not None)
     skipped = {**skipped, **{f: 'without a row in the CSV file' for f in found if f not in wanted}}
     images = FolderImages(torch.from_numpy(x), y, vocab, root.name or 'images', files, skipped, root)
+    images.on_disk = isinstance(x, np.memmap)
     if skipped: warnings.warn(skipped_words(images), stacklevel=2)
     return images
 
@@ -218,8 +220,8 @@ def duplicate_words(
     a:Images, # as given there
     b:Images): # likewise
     "One line on the duplicates"
-    where = 'there more than once' if a is b else f'also in {shown(a.name)}'
-    if not pairs: return f"{shown(b.name)}: none of {len(b)} images is {where}"
+    if not pairs: return f"{shown(b.name)}: none of {len(b)} images {'repeats another' if a is b else f'is also in {shown(a.name)}'}"
+    where = 'repeat an earlier one' if a is b else f'are also in {shown(a.name)}'
     name = lambda images, k: shown(images.files[k]) if isinstance(images, FolderImages) else f'number {k}'
     i,j = pairs[0]
-    return f"{shown(b.name)}: {len(pairs)} of {len(b)} images are {where}, pixel for pixel; the first is {name(b, j)}, the same as {name(a, i)}"
+    return f"{shown(b.name)}: {len(pairs)} of {len(b)} images {where}, pixel for pixel (the first: {name(b, j)} is {name(a, i)})"

@@ -25,7 +25,7 @@ from .learner import ssl_learner, torch_opt
 from .neighbours import knn_accuracy, pool
 from .nets import feature_shape
 
-# %% ../nbs/11_siamese.ipynb #b5d4bb37
+# %% ../nbs/11_siamese.ipynb #64a21eab
 class Pairs(Callback):
     "Two views of every image, each by its own draw, and the loss that compares them (Chen & He 2021, eq. 2 to 4)"
     order = Augment.order
@@ -55,7 +55,7 @@ class Pairs(Callback):
 
     def _predicting(self): return hasattr(self.learn, 'gather_preds')  # `get_preds` wants features of each image as it is
 
-# %% ../nbs/11_siamese.ipynb #81174d7e
+# %% ../nbs/11_siamese.ipynb #0e4d9ebe
 def negative_cosine(
     p, # guesses, [B,D]
     z): # targets, [B,D]; no gradient goes through them
@@ -66,7 +66,7 @@ def simsiam_loss(p1, z1, p2, z2):
     "Symmetric: each view's guess against the other's projection (eq. 4)"
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1))/2
 
-# %% ../nbs/11_siamese.ipynb #d8d8a016
+# %% ../nbs/11_siamese.ipynb #ac2a58b2
 class SimSiam(nn.Module):
     "A trunk, a projector and a predictor. With two views it gives guesses and projections; with plain images the trunk's pooled features."
     def __init__(self,
@@ -81,7 +81,7 @@ class SimSiam(nn.Module):
         z1,z2 = (self.projector(pool(self.trunk(x))) for x in (x1,x2))  # one after the other: BatchNorm sees one view at a time
         return self.predictor(z1), z1, self.predictor(z2), z2
 
-# %% ../nbs/11_siamese.ipynb #ce379475
+# %% ../nbs/11_siamese.ipynb #e021ea73
 def spread(
     z): # projections, [N,D]
     "Standard deviation of the normalised vectors by dimension, times sqrt(D): 1 evenly spread, 0 collapsed (Chen & He 2021, section 4.1)"
@@ -95,7 +95,7 @@ def effective_rank(
     p = s/s.sum().clamp(min=1e-12)
     return torch.exp(-(p*p.clamp(min=1e-12).log()).sum())
 
-# %% ../nbs/11_siamese.ipynb #31a0d50e
+# %% ../nbs/11_siamese.ipynb #6b927dd9
 class CollapseMonitor(Callback):
     "Spread and effective rank of the projections, and probes of the features where labels are given, in the progress table; a warning when a run collapses"
     order = Recorder.order - 1
@@ -134,7 +134,7 @@ class CollapseMonitor(Callback):
         feats = [Images(torch.cat([self.model(self.pairs.norm(b[0].to(device))) for b in ImageDL(im, 250)]).float(), im.y.to(device)) for im in self.sets]
         return {k: f(*feats) for k,f in self.probes.items()}
 
-# %% ../nbs/11_siamese.ipynb #e2ef3c7a
+# %% ../nbs/11_siamese.ipynb #8847dc4c
 SIMSIAM = dict(
     report=dict(projector=dict(width=1024, layers=3, last='affine'), opt=torch.optim.Adam, lr=1e-3, wd=1e-5, kwargs={}),
     paper=dict(projector=dict(width=2048, layers=2), opt=torch.optim.SGD, lr=.03, wd=5e-4, kwargs=dict(momentum=.9)),
@@ -171,7 +171,7 @@ def simsiam_learner(
     cbs = [Pairs(*(augment or simsiam_augment(size))), monitor, *([Accumulate(accumulate)] if accumulate > 1 else []), *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, simsiam_loss, cbs=cbs, **{**defaults, **kwargs})
 
-# %% ../nbs/11_siamese.ipynb #45fb2470
+# %% ../nbs/11_siamese.ipynb #988efa25
 class Accumulate(Callback):
     "One step of the optimiser for every `n` batches; what is left at the end of an epoch makes a step of its own"
     order,run_valid = MixedPrecision.order - 4, False

@@ -159,7 +159,7 @@ class Bar(Callback):
         if not self.learn.create_mbar: return  # `validate` and `get_preds` are no fits
         n = len(self.dls.train)
         done = self.checkpoint.start*n + self.checkpoint.batch if hasattr(self.learn, 'checkpoint') else 0
-        self.tqdm,self.next_read = tqdm(total=self.n_epoch*n, initial=done, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True, disable=dist.is_initialized() and dist.get_rank() > 0), 0
+        self.tqdm,self.next_read = tqdm(total=self.n_epoch*n, initial=done, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True, **self._only_first()), 0
 
     def after_batch(self):
         if not self.training: return
@@ -167,6 +167,7 @@ class Bar(Callback):
         if time.monotonic() > self.next_read:
             self.tqdm.set_postfix_str(f'loss {self.loss.item():.3f}'); self.next_read = time.monotonic() + 1
 
+    def _only_first(self): return dict(disable=True) if dist.is_initialized() and dist.get_rank() else {}  # one process tells
     def after_fit(self): self.close()
     def close(self):
         if hasattr(self, 'tqdm'): self.tqdm.close()

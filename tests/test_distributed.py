@@ -124,8 +124,9 @@ def lose():
             if self.epoch == 1 and rank == 1: os.kill(os.getpid(), signal.SIGKILL)
     quiet(rotnet(cbs=Die()), lambda l: l.fit(100, .01))
 
-for f in what.split(','): globals()[f]()
-(folder/f'{rank}of{world}.json').write_text(json.dumps(done))
+for f in what.split(','):
+    globals()[f]()
+    (folder/f'{rank}of{world}.json').write_text(json.dumps(done))
 '''
 TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port']
 
@@ -157,18 +158,22 @@ def alone(worker, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def both(worker, tmp_path_factory):
-    "What each of two processes says, started by torchrun"
+    "What each of two processes says, started by torchrun, before the second one dies; and how torchrun ended"
     out = tmp_path_factory.mktemp('both')
-    r = check(run(*TORCHRUN, distributed.free_port(), worker, 'curves,measures,stock,resume', out))
-    return [json.loads((out/f'{k}of2.json').read_text()) for k in range(2)] + [r]
+    r = run(*TORCHRUN, distributed.free_port(), worker, 'curves,measures,stock,resume,lose', out)
+    res = [json.loads((out/f'{k}of2.json').read_text()) for k in range(2)]
+    assert 'cut' in res[0], r.stderr[-3000:]
+    return res + [r]
 
 
-def near(a, b): return torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-5, rtol=1e-5)
+def near(a, b, eps=1e-5): return torch.allclose(torch.tensor(a), torch.tensor(b), atol=eps, rtol=1e-5)
 
 
 @pytest.mark.parametrize('fit', ['curve', 'again', 'auc'])
 def test_same_curve_as_one_process(alone, both, fit):
-    for k in ('losses', 'values', 'lrs'): assert near(alone[fit][k], both[0][fit][k]), k
+    for k in ('losses', 'lrs'): assert near(alone[fit][k], both[0][fit][k]), k
+    a, b = (torch.tensor(x[fit]['values']) for x in (alone, both[0]))  # training loss, validation loss, and measures that a last bit can tip
+    assert near(a[:, :2].tolist(), b[:, :2].tolist()) and near(a.tolist(), b.tolist(), .02)
     assert abs(alone[fit]['sum'] - both[0][fit]['sum']) < 1e-3
 
 
@@ -205,26 +210,19 @@ def test_resume_in_the_middle_is_exact(both, how):
 
 def test_one_process_writes_and_prints(both):
     assert len(both[0]['replaced']) >= 8 and both[1]['replaced'] == []
-    assert both[2].stdout.count('BatchNorm averages over 16 images of each process, not over all 32') >= 1
-    assert len([l for l in both[2].stdout.splitlines() if l.startswith('BatchNorm')]) == 5  # once for each fit with BatchNorm
+    assert [l for l in both[2].stdout.splitlines() if l.startswith('BatchNorm')] == ['BatchNorm averages over 16 images of each process, not over all 32: torch cannot synchronise it on CPUs']
 
 
-LAUNCH = "import sys; from ssl_nb.distributed import launch; sys.exit(launch(2, sys.argv[1:]))"
+def test_a_killed_process_ends_the_other_under_torchrun(both):
+    r = both[2]
+    assert r.returncode != 0 and 'SIGKILL' in r.stderr
+    assert distributed.LOST in r.stderr or 'SIGTERM' in r.stderr  # from the other, or torchrun was faster
 
 
-def test_a_killed_process_ends_the_other_with_one_line(worker, tmp_path):
-    start = time.monotonic()
-    r = run('-W', 'ignore', '-c', LAUNCH, worker, 'lose', tmp_path, timeout=60)
-    assert r.returncode == 128+9
-    lines = [l for l in r.stderr.splitlines() if l.strip() and 'FutureWarning' not in l and 'warnings.warn(' not in l]
-    assert lines == ['process 2 of 2 was ended by SIGKILL (too little memory?), and so the others; the same command goes on where they were']
-    assert time.monotonic() - start < 50
-
-
-def test_under_torchrun_too(worker, tmp_path):
-    r = run(*TORCHRUN, distributed.free_port(), worker, 'lose', tmp_path, timeout=60)
-    assert r.returncode != 0
-    assert distributed.LOST in r.stderr or 'Signal 15' in r.stderr or 'SIGTERM' in r.stderr
+def test_a_killed_process_ends_the_other_with_one_line(worker, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('PYTHONWARNINGS', 'ignore')
+    assert launch(2, [worker, 'lose', tmp_path]) == 128+9
+    assert capfd.readouterr().err == 'process 2 of 2 was ended by SIGKILL (too little memory?), and so the others; the same command goes on where they were\n'
 
 
 # Light processes, without torch: what `launch` itself does
@@ -253,11 +251,13 @@ def test_launch_hands_on_what_was_wrong(tmp_path, capfd, code, exit, said):
     assert capfd.readouterr().err == said + '\n'
 
 
-def test_launch_ends_those_that_hang(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize('ends,exit,said', [('sys.exit(3)', 3, 'process 2 of 2 ended with exit code 3'),
+    (f'print("command: {distributed.LOST}", file=sys.stderr); sys.exit(2)', 128+9, 'process 1 of 2 did not answer any more and was ended, and so the others; the same command goes on where they were')])
+def test_launch_ends_those_that_hang(tmp_path, monkeypatch, capfd, ends, exit, said):
     monkeypatch.setattr(distributed._wait, '__defaults__', (.5,))
     begun = time.monotonic()
-    assert start(tmp_path, 'signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank: sys.exit(3)\ntime.sleep(60)') == 3
-    assert time.monotonic() - begun < 10
+    assert start(tmp_path, f'signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank: time.sleep(.3); {ends}\ntime.sleep(60)') == exit
+    assert capfd.readouterr().err == said + '\n' and time.monotonic() - begun < 10
 
 
 def test_ctrl_c_waits_for_all(tmp_path, capfd):

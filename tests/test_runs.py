@@ -17,8 +17,9 @@ from fastcore.script import anno_parser
 from safetensors.torch import load_file
 
 from ssl_nb import cli
+from ssl_nb.classifier import load_classifier, transfer
 from ssl_nb.data import InputError, cifar10_sample
-from ssl_nb.runs import load_classifier, open_run, pretrain, transfer
+from ssl_nb.runs import open_run, pretrain
 
 NET = 'channels=(8,8,16,16)'
 SMALL = ['--size', '32', '--epochs', '3', '--bs', '16', '--net', NET, '--device', 'cpu']

@@ -19,7 +19,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, rm_export
 from nbdev.quarto import refresh_quarto_yml
 from sphinx.cmd.build import build_main
 
-GROUPS = {'0': 'Parts', '1': 'Methods', '2': 'Studies', '3': 'Tutorials', '4': 'Speed'}  # by a notebook's first digit
+GROUPS = {0: 'Parts', 10: 'Methods', 20: 'Studies', 25: 'Your own images', 40: 'Speed'}  # by the number with which a group begins
 os.chdir(Path(__file__).parents[1])
 cfg = get_config()
 root, nbs, site = cfg.config_path, cfg.nbs_path, cfg.doc_path
@@ -37,7 +37,7 @@ def page_name(nb): return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(nb).stem.lower()
 def groups():
     "The notebooks of each group, in order"
     res = {}
-    for nb in notebooks(): res.setdefault(GROUPS[nb.name[0]], []).append(nb)
+    for nb in notebooks(): res.setdefault(GROUPS[max(n for n in GROUPS if n <= int(nb.name[:2]))], []).append(nb)
     return res
 
 def sidebar_yml():
