@@ -74,11 +74,23 @@ def leave_processes():
 
 @contextmanager
 def first_goes_ahead():
-    "Within, the first process works while the others wait; they find what it has kept"
+    "Within, the first process works while the others wait, as long as it takes; they find what it has kept"
     rank,world = place()
-    if rank: dist.barrier()
-    yield
-    if world > 1 and not rank: dist.barrier()
+    if world == 1: yield; return
+    patient = dist.new_group(backend='gloo', timeout=timedelta(days=7))
+    if rank:
+        with _or_lost(): dist.barrier(patient)
+    try: yield
+    finally:
+        if not rank: dist.barrier(patient)  # also when something was wrong: the others find that out for themselves
+
+@contextmanager
+def _or_lost():
+    "Within, what torch says when another process is gone becomes one line"
+    try: yield
+    except Exception as e:
+        if isinstance(e, dist.DistError) or 'gloo/transport' in str(e): raise InputError(LOST) from e
+        raise
 
 # %% ../nbs/25_distributed.ipynb #38b3c57a
 def take_gpu(
@@ -238,11 +250,8 @@ def data_parallel(
     model = learn.model
     device = torch.device(learn.dls.device or next(model.parameters()).device)
     if device.type not in ('cpu','cuda'): raise InputError(f"several processes train on GPUs of NVIDIA or on CPUs, not on {device}; choose the CPU as device, or one process")
-    with norms_of(model, device, learn.dls.train.bs, world), _silent(learn, rank > 0), learn.added_cbs([ShareBatch(kwargs), CollectBatch()]):
+    with norms_of(model, device, learn.dls.train.bs, world), _silent(learn, rank > 0), learn.added_cbs([ShareBatch(kwargs), CollectBatch()]), _or_lost():
         try: yield learn
-        except Exception as e:
-            if isinstance(e, dist.DistError) or 'gloo/transport' in str(e): raise InputError(LOST) from e
-            raise
         finally: learn.model = model
 
 @contextmanager

@@ -75,9 +75,11 @@ def _folder_labels(found, root):
 
 # %% ../nbs/26_folders.ipynb #fea0416c
 def _csv_text(path):
-    try: return path.read_bytes().decode('utf-8-sig')
+    try: text = path.read_bytes().decode('utf-8-sig')
     except OSError as e: raise InputError(f"{shown(path)} cannot be read: {e.strerror}; labels should be 'folders', None, or the path of a CSV file with the columns file and label") from e
     except UnicodeDecodeError as e: raise InputError(f"{shown(path)} is not in UTF-8 (byte {e.start}); save it as CSV in UTF-8") from e
+    if '\0' in text: raise InputError(f"{shown(path)} has bytes of zero, as a file that was not written to its end; save it again as CSV in UTF-8")
+    return text
 
 def _csv_rows(path):
     "Line, file and label of each row of a CSV file"
@@ -86,7 +88,8 @@ def _csv_rows(path):
     headers = {d: [c.strip().lower() for c in next(csv.reader([first], delimiter=d), [])] for d in ',;\t'}
     delimiter = next((d for d,h in headers.items() if {'file','label'} <= set(h)), None)
     if delimiter is None: raise InputError(f"{shown(path)}: the first line should name the columns, as in file,label; it is {first[:60]!r}")
-    names,rows = headers[delimiter], csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
+    names,rows = headers[delimiter], csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)  # a quote that is never closed would swallow all rows after it
+    if twice := [n for n in ('file','label') if names.count(n) > 1]: raise InputError(f"{shown(path)}: the first line names a column {twice[0]} more than once; leave one of them")
     try:
         for row in rows:
             if rows.line_num == 1 or not any(row): continue

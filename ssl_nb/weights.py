@@ -87,7 +87,7 @@ def _reading(path):
 # %% ../nbs/15_weights.ipynb #8e0437e0
 class Checkpoint(Callback):
     "Write all that the rest of a fit depends on to `path` after each epoch, and when it is told to stop after the batch; begin from there if the file is there already"
-    order = 70  # after the Recorder and the schedulers
+    order = 55  # after the Recorder, whose values it restores, and before fastai's trackers, which read them
 
     def __init__(self,
         path, # the checkpoint's file
@@ -97,7 +97,7 @@ class Checkpoint(Callback):
         self.start,self.batch,self.fitting,self.stop = 0, 0, False, False
 
     def before_fit(self):
-        self.fitting = self.learn.create_mbar  # False in `validate` and `get_preds`, which begin fits and epochs too
+        self.fitting = self.learn.create_mbar and not hasattr(self.learn, 'lr_finder')  # not in `validate` and `get_preds`, which begin fits and epochs too, nor in `lr_find`
         if not self.fitting: return
         self.start,self.batch,self.stop,self.secs,self.begun = 0, 0, False, 0., time.time()  # `secs`: what earlier sessions took
         if self.path.exists(): self._load()
@@ -167,7 +167,8 @@ def _scaler(self:Checkpoint): return getattr(getattr(self.learn, 'mixed_precisio
 @patch
 def _opt_state(self:Checkpoint):
     s = self.opt.state_dict()
-    s['param_groups'] = [{k: v.item() if isinstance(v, np.generic) else v for k,v in g.items()} for g in s['param_groups']]  # schedules leave NumPy's floats
+    groups = 'param_groups' if 'param_groups' in s else 'hypers'  # torch's word, and fastai's
+    s[groups] = [{k: v.item() if isinstance(v, np.generic) else v for k,v in g.items()} for g in s[groups]]  # schedules leave NumPy's floats
     return s
 
 # %% ../nbs/15_weights.ipynb #079f8abb

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and for
 
 # What each process does; `FOLDER` gets one JSON file a process
 WORKER = '''
-import hashlib, json, os, signal, sys, warnings
+import hashlib, json, os, signal, sys, time, warnings
 from pathlib import Path
 warnings.simplefilter('ignore')
 import torch
@@ -117,6 +117,12 @@ def resume():
     note('told', fit('told.ckpt'))
     done['replaced'] = replaced
 
+def wait():
+    "What the first process makes, the other finds"
+    with first_goes_ahead():
+        if is_first(): time.sleep(1); (folder/'kept').write_text('x')
+        done['found'] = (folder/'kept').exists()
+
 def lose():
     "The second process dies in the second epoch"
     class Die(Callback):
@@ -160,7 +166,7 @@ def alone(worker, tmp_path_factory):
 def both(worker, tmp_path_factory):
     "What each of two processes says, started by torchrun, before the second one dies; and how torchrun ended"
     out = tmp_path_factory.mktemp('both')
-    r = run(*TORCHRUN, distributed.free_port(), worker, 'curves,measures,stock,resume,lose', out)
+    r = run(*TORCHRUN, distributed.free_port(), worker, 'wait,curves,measures,stock,resume,lose', out)
     res = [json.loads((out/f'{k}of2.json').read_text()) for k in range(2)]
     assert 'cut' in res[0], r.stderr[-3000:]
     return res + [r]
@@ -213,16 +219,38 @@ def test_one_process_writes_and_prints(both):
     assert [l for l in both[2].stdout.splitlines() if l.startswith('BatchNorm')] == ['BatchNorm averages over 16 images of each process, not over all 32: torch cannot synchronise it on CPUs']
 
 
+def test_the_first_goes_ahead(both):
+    assert both[0]['found'] and both[1]['found']
+
+
 def test_a_killed_process_ends_the_other_under_torchrun(both):
     r = both[2]
     assert r.returncode != 0 and 'SIGKILL' in r.stderr
     assert distributed.LOST in r.stderr or 'SIGTERM' in r.stderr  # from the other, or torchrun was faster
 
 
-def test_a_killed_process_ends_the_other_with_one_line(worker, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv('PYTHONWARNINGS', 'ignore')
+@pytest.fixture
+def calm(monkeypatch): monkeypatch.setenv('PYTHONWARNINGS', 'ignore')  # those of libraries
+
+
+def test_a_killed_process_ends_the_other_with_one_line(worker, tmp_path, capfd, calm):
     assert launch(2, [worker, 'lose', tmp_path]) == 128+9
     assert capfd.readouterr().err == 'process 2 of 2 was ended by SIGKILL (too little memory?), and so the others; the same command goes on where they were\n'
+
+
+def test_bad_input_found_by_the_first_while_the_other_waits(tmp_path, capfd, calm):
+    (tmp_path/'late.py').write_text("""
+import sys
+from ssl_nb.data import InputError
+from ssl_nb.distributed import first_goes_ahead, is_first, join_processes
+join_processes('cpu', timeout=60)
+try:
+    with first_goes_ahead():
+        if is_first(): raise InputError('no images in pictures')
+except InputError as e: print(f'command: {e}', file=sys.stderr); sys.exit(2)
+""")
+    assert launch(2, [tmp_path/'late.py']) == 2
+    assert capfd.readouterr().err == 'command: no images in pictures\n'
 
 
 # Light processes, without torch: what `launch` itself does

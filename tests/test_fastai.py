@@ -23,6 +23,7 @@ from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.optimizer import Adam
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from fastcore.basics import noop
@@ -437,3 +438,38 @@ def test_what_is_wrong_in_a_batch_is_said_in_one_line(folder):
     one_line_error(lambda: fit(learner('pairs', labelled(folder, bs=59, drop_last=False))), 'a batch of one image', 'drop_last=True')
     one_line_error(lambda: fit(learner('pairs', labelled(folder, bs=1))), 'give bs=2')
     assert len(fit(learner('pairs', labelled(folder, bs=19))).get_preds()[0]) == 20  # a last batch of one is no matter when measuring
+
+
+class Cut(Callback):
+    "The power fails after two epochs"
+    order = 90
+    def before_epoch(self):
+        if self.epoch == 2: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('opt_func', [Adam, sgd()], ids=['Adam', 'sgd'])
+@pytest.mark.parametrize('task', TASKS)
+def test_a_fit_goes_on_from_its_checkpoint_with_fastais_callbacks(task, opt_func, folder, tmp_path):
+    few = image_dls(TRAIN.subset(slice(0, 60)), TEST.subset(slice(0, 30)), 15, device='cpu')  # the order of fastai's own loaders is drawn from Python's random numbers, which a checkpoint does not hold
+    def run(*cbs, ckpt='c.pt'):
+        learn = learner(task, few, opt_func=opt_func, path=tmp_path, cbs=[Checkpoint(tmp_path/ckpt)])
+        with quiet(learn): learn.fit_one_cycle(5, 1e-2, cbs=[EarlyStoppingCallback(min_delta=9., patience=3), *cbs])
+        return learn
+    whole = run(ckpt='whole.pt')
+    assert len(whole.recorder.values) == 4
+    with pytest.raises(KeyboardInterrupt): run(Cut())
+    again = run()
+    assert again.checkpoint.start == 2 and same(weights(whole), weights(again))
+    assert [list(v) for v in whole.recorder.values] == [list(v) for v in again.recorder.values]
+    once_more = run()
+    assert once_more.checkpoint.start == 4 and same(weights(whole), weights(once_more))  # it had stopped early, and does so again
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_lr_find_leaves_no_checkpoint(task, folder, tmp_path):
+    learn = learner(task, unlabelled(folder), opt_func=sgd(), cbs=[Checkpoint(tmp_path/'c.pt')])
+    with quiet(learn): learn.lr_find(num_it=12, show_plot=False)
+    assert not (tmp_path/'c.pt').exists()
+    fit(learn, 2)
+    with quiet(learn): learn.lr_find(num_it=12, show_plot=False)
+    assert torch.load(tmp_path/'c.pt', weights_only=True)['n_epoch'] == 2
