@@ -7,7 +7,6 @@ __all__ = ['CLASSIFIERS', 'fit_head', 'transfer_settings', 'transfer', 'trunk_ch
            'whole_net', 'load_classifier', 'export_run']
 
 # %% ../nbs/29_classifier.ipynb #162e37d1
-import json
 from pathlib import Path
 
 import torch
@@ -22,10 +21,10 @@ from .folders import find_duplicates
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape
-from .runs import Run, as_images, best_block, is_conv, open_run, transfer_table, write_report
+from .runs import Run, StopDiverged, as_images, best_block, is_conv, open_run, transfer_table, write_json, write_report
 from .study import find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics, transfer_learner
-from .weights import Checkpoint, atomic, load_weights, read_config, save_weights
+from .weights import Checkpoint, load_weights, read_config, save_weights
 
 # %% ../nbs/29_classifier.ipynb #a1cd4f4f
 CLASSIFIERS = 'linear', 'nonlinear', 'conv'
@@ -46,6 +45,7 @@ def fit_head(
     kwargs = dict(opt_func=torch_opt(torch.optim.Adam, 1e-5)) if t['finetune'] else {}
     learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], 'finetune' if t['finetune'] else 'cached', bs=t['bs'], steps=max(1, len(train)//t['bs']), device=device, augment=(augment, norm),
                              metrics=accuracy if train.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk), lr=t['lr'], **kwargs)
+    learn.add_cb(StopDiverged())
     return fit_safely(learn, lambda: learn.fit_one_cycle(t['epochs'], t['lr']), Checkpoint(checkpoint, dict(t, desc=desc)), desc)
 
 # %% ../nbs/29_classifier.ipynb #563da98e
@@ -53,6 +53,7 @@ def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, ep
     "The configuration of a transfer: enough epochs for some hundred steps"
     if head not in CLASSIFIERS: raise InputError(f"unknown head {head!r}: choose one of {', '.join(CLASSIFIERS)}")
     if epochs is not None and epochs < 1: raise InputError(f"{epochs} epochs: give 1 or more")
+    if lr is not None and not 0 < lr < float('inf'): raise InputError(f"a learning rate of {lr}: give a number above 0")
     bs = min(bs, len(train))
     if bs < 2: raise InputError(f"a batch of {bs}: give 2 or more")
     return dict(head=head, upto=upto, finetune=finetune, bs=bs, epochs=epochs or max(10, -(-400*bs//len(train))), lr=lr or (1e-3 if finetune else .1), flip=flip, seed=seed)
@@ -70,6 +71,8 @@ def transfer(
     "Train a head on the run's net, or both, with labelled images; measure, and write weights and result into the run's folder. Returns the result."
     run,device = open_run(run) if not isinstance(run, Run) else run, find_device(str(device))
     c,trunk = run.config, run.trunk
+    run.transfers  # a damaged one is told of before there is another
+    if not 0 <= settings.get('seed', 0) < 2**32: raise InputError(f"a seed of {settings['seed']}: give a whole number from 0 to {2**32-1}")
     how = dict(size=c['size'], channels=trunk_channels(c), labels=labels, sep=sep)
     labelled = as_images(labelled, **how)
     if valid is not None: valid = as_images(valid, vocab=labelled.vocab, **how)
@@ -82,7 +85,7 @@ def transfer(
     metrics,model = compare(run, c, t, train, held, device, folder, against)
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=list(map(str, labelled.vocab)), attributes=train.y.dtype == torch.bool)
     result = dict(name=name, settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)), vocab=list(map(str, labelled.vocab)), machine=machine(device), commit=git_commit())
-    with atomic(folder/'result.json') as part: part.write_text(json.dumps(result, indent=1))
+    write_json(folder/'result.json', **result)
     write_report(run)
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")
     return result
@@ -135,10 +138,10 @@ def whole_net(trunk, learn, t):
 # %% ../nbs/29_classifier.ipynb #2eb22010
 def load_classifier(
     folder): # of a transfer, such as `run/transfer-linear-300labels`
-    "The trained net of a transfer, what images go through before it, and its configuration"
+    "The trained net of a transfer, what images go through before it, and its configuration. Raises `InputError` for another folder, or when the file is damaged."
     path = Path(folder)/'weights.safetensors'
     s = read_config(path)
-    if 'transfer' not in s: raise InputError(f"{path} was not written by a transfer; give the folder that ssl_transfer names")
+    if not s.keys() >= {'run','transfer','vocab'}: raise InputError(f"{path} was not written by a transfer; give the folder that ssl_transfer names")
     c,t = s['run'], s['transfer']
     body = build_trunk(c['net']).upto(t['upto'])
     head = make_head(t['head'], feature_shape(build_trunk(c['net']), t['upto'], c['size']), len(s['vocab']))
@@ -153,4 +156,5 @@ def export_run(
     "Write the weights of a run for other programs; the lines of Python that load them"
     run = run if isinstance(run, Run) else open_run(run)
     path = path or run.folder/f"{run.config['net']['name']}-{to}.{'pth' if to == 'torch' else 'safetensors'}"
+    if Path(path).resolve() == run.weights.resolve(): raise InputError(f"{path} holds the run's own weights; choose another file")
     return export_weights(run.trunk, path, to, half, **run.config)

@@ -7,11 +7,12 @@ __all__ = ['STUDIES', 'NEXT', 'plain_errors', 'report_demo', 'report_rotnet', 'r
            'same_setting', 'without_full', 'save_figure', 'get_study', 'find_signs', 'find_images', 'ssl_study',
            'parse_net', 'ssl_pretrain', 'ssl_transfer', 'ssl_export']
 
-# %% ../nbs/31_cli.ipynb #bd320874
+# %% ../nbs/31_cli.ipynb #85ba6274
 import ast
 import sys
 import warnings
 from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)  # of libraries that libraries use: nothing that a reader could act on
@@ -27,14 +28,14 @@ from .demo import DEMO, demo_figure, demo_runs, demo_table, probe_table
 from .rotnet_study import (FIGURES, RECIPES, SCALES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotations_runs, rotations_table,
                                  rotnet_figure, rotnet_runs, rotnet_table, sign_figure, sign_table)
 from .plots import plot_fractions
-from .runs import pretrain
+from .runs import pretrain, run_settings
 from .scenes import gtsdb_folder
 from .simsiam_study import (SETS, SIMSIAM_RECIPES, SIMSIAM_SCALES, probe_rows, similarity_figure, simsiam_fraction_table, simsiam_fractions, simsiam_runs,
                                   table1, table2, table3, without_missing_weights)
 from .study import Place, read_result, read_results, run_study
 from .weights import atomic
 
-# %% ../nbs/31_cli.ipynb #baa56a33
+# %% ../nbs/31_cli.ipynb #3e60249b
 def plain_errors(f):
     "Print bad input as one line and leave with exit code 2; on Ctrl-C say how to go on"
     @wraps(f)
@@ -48,7 +49,7 @@ def plain_errors(f):
         raise SystemExit(code)
     return g
 
-# %% ../nbs/31_cli.ipynb #4a058d46
+# %% ../nbs/31_cli.ipynb #a0689aeb
 def report_demo(
     runs:list, # of `demo_runs`, all of them run
     place:Place):
@@ -58,7 +59,7 @@ def report_demo(
     print(f"kNN test accuracy (%) on the features of each block:\n\n{probe_table(results).to_string()}\n")
     save_figure(demo_figure(results), place, runs)
 
-# %% ../nbs/31_cli.ipynb #c4e710de
+# %% ../nbs/31_cli.ipynb #03850a06
 def report_rotnet(
     runs:list, # of `rotnet_runs`, all of them run
     place:Place):
@@ -110,7 +111,7 @@ def save_figure(fig, place, runs, name=None):
     plt.close(fig)
     print(f"figure: {path}")
 
-# %% ../nbs/31_cli.ipynb #03850a06
+# %% ../nbs/31_cli.ipynb #9236793b
 STUDIES = dict(demo=dict(runs=demo_runs, scales=tuple(DEMO), protocols=('best',), report=report_demo),
                rotnet=dict(runs=rotnet_runs, scales=tuple(SCALES), protocols=tuple(RECIPES), report=report_rotnet),
                rotations=dict(runs=rotations_runs, scales=tuple(SCALES), protocols=tuple(RECIPES), report=report_rotations),
@@ -127,7 +128,7 @@ def get_study(
         if name not in s[what+'s']: raise InputError(f"study {study!r} has no {what} {name!r}: choose one of {', '.join(s[what+'s'])}")
     return s
 
-# %% ../nbs/31_cli.ipynb #55fd64bb
+# %% ../nbs/31_cli.ipynb #f5e7270e
 NEXT = """
 What to try next:
   ssl_study {study} --seed {seed}{more}   another pretraining, other random blocks
@@ -154,7 +155,7 @@ def find_images(
     if images != 'cifar10' and not data: raise InputError(f"--images {images} needs --data: name the folder that holds its release")
     return images if data else 'sample'
 
-# %% ../nbs/31_cli.ipynb #f5e7270e
+# %% ../nbs/31_cli.ipynb #175665c3
 @call_parse
 @plain_errors
 def ssl_study(
@@ -185,17 +186,18 @@ def ssl_study(
     s['report'](runs, place)
     print(NEXT.format(study=study, seed=seed+1, more=' '*(19-len(study)-len(str(seed+1)))))
 
-# %% ../nbs/31_cli.ipynb #ca4c15b9
+# %% ../nbs/31_cli.ipynb #7033944b
 def parse_net(
-    text:str): # such as `width=16` or `channels=(16,32,64,128), in_chans=1`
+    text:str): # such as `width=16` or `channels=(16,32,64,128), stem_width=32`
     "Arguments for a net. Raises `InputError` for what are none."
     try:
         call = ast.parse(f'net({text})', mode='eval').body
-        if call.args: raise ValueError
+        names = [k.arg for k in call.keywords]
+        if call.args or not isinstance(call.func, ast.Name) or None in names or len(set(names)) < len(names): raise ValueError
         return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError) as e: raise InputError(f"--net {text}: give names and values, such as width=32 or channels=(16,32,64,128)") from e
 
-# %% ../nbs/31_cli.ipynb #7033944b
+# %% ../nbs/31_cli.ipynb #427d6bb2
 @call_parse
 @plain_errors
 def ssl_pretrain(
@@ -217,8 +219,11 @@ def ssl_pretrain(
     device:str='auto', # auto, cpu, cuda, ...
     processes:int=1): # train in so many, each with its share of every batch
     "Learn from images without labels, measure what that gained, and write a page about it"
+    if not 1 <= processes <= 64: raise InputError(f"--processes {processes}: give 1 to 64, as many as there are GPUs")
+    args = parse_net(net)
+    if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))
-    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, **parse_net(net))
+    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, **args)
     if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {out} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {out} --to timm            the weights for other programs")
 
 @call_parse

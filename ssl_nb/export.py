@@ -13,13 +13,12 @@ import os
 import re
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import register_model
 from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
@@ -29,7 +28,7 @@ from .backbones import TimmTrunk, backbone, timm_arguments
 from .data import InputError
 from .neighbours import pool
 from .nets import NIN, Trunk
-from .weights import atomic, cpu_state, read_config, save_weights
+from .weights import atomic, cpu_state, read_config, read_weights, save_weights
 
 # %% ../nbs/27_export.ipynb #4644cc0a
 def plain_model(
@@ -53,15 +52,15 @@ def build_trunk(
     args = dict(recipe)
     name,size = args.pop('name', None), args.pop('size', 32)
     if not isinstance(name, str) or not isinstance(size, int): raise InputError(f"no recipe of a trunk: {recipe}; it needs a name, such as 'resnet18' or 'nin', and a size in pixels")
-    if name == 'nin': trunk = _nin(args, weights)
-    else: trunk = backbone(name, size, weights if weights == 'imagenet' else None, **args)
+    try: trunk = _nin(args, weights) if name == 'nin' else backbone(name, size, weights if weights == 'imagenet' else None, **args)
+    except InputError: raise
+    except Exception as e: raise InputError(f"no recipe of a {'NIN' if name == 'nin' else name}: {args} ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}); choose other arguments") from e
     if weights not in (None,'imagenet'): load_any(trunk, weights)
     return trunk
 
 def _nin(args, weights):
     if weights == 'imagenet': raise InputError("nin: there are no ImageNet weights of it; take weights=None, or a file")
-    try: return NIN(**_channels(args))
-    except TypeError as e: raise InputError(f"no recipe of a NIN: {args} ({e})") from e
+    return NIN(**_channels(args))
 
 def _channels(args):
     "timm's word for the channels of the images is `in_chans`, a NIN's is `channels`"
@@ -164,7 +163,8 @@ def read_tensors(
     path): # .safetensors, or what torch.save wrote: .pth, .pt, .ckpt
     "All tensors of a file, by name. No code that a file may hold is run: raises `InputError` for a file that needs it, or that is missing, damaged or without tensors."
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
-    try: tensors = load_file(path) if _is_safetensors(path) else _flat(_torch_load(path))
+    try: tensors = read_weights(path) if _is_safetensors(path) else _flat(_torch_load(path))
+    except InputError: raise
     except UnpicklingError as e: raise InputError(_why_refused(path, str(e))) from e
     except Exception as e: raise InputError(f"{path} is damaged or no file of weights ({type(e).__name__}); give a .safetensors file, or one of torch.save") from e
     if not tensors: raise InputError(f"{path} holds no tensors; give a file with a net's state_dict")
@@ -242,7 +242,9 @@ class Loaded:
         if self.differs: said.append(f"made with other arguments: {_few([f'{k}={a!r}, the trunk {b!r}' for k,(a,b) in self.differs.items()])}")
         return '; '.join(said)
 
-def _few(names, n=3): return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
+def _few(names, n=3): return ', '.join(_short(k) for k in names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
+
+def _short(k): return k if k.isprintable() and len(k) < 100 else repr(k[:100])
 
 def _groups(names, prefix):
     "Names as `projection_head.*`: what follows the part that they share with the prefix"
@@ -254,25 +256,37 @@ def _groups(names, prefix):
     return list(Counter(map(group, names)))
 
 # %% ../nbs/27_export.ipynb #2b62f24a
-def _fit(path, own, found, prefix, naming):
+def _there(own, names, prefix, naming):
+    "The trunk's names that are among these, and what they are there"
+    theirs = {_rename(k[len(prefix):], NAMINGS[naming]): k for k in names}
+    return {k: theirs[k] for k in own if k in theirs}
+
+def _matched(own, found, there): return {k: f for k,f in there.items() if own[k].shape == found[f].shape and own[k].is_floating_point() == found[f].is_floating_point()}
+
+def _fit(path, own, found, prefix, naming, there):
     "A `Loaded` for one prefix and one naming"
-    names = {_rename(k[len(prefix):], NAMINGS[naming]): k for k in found if k.startswith(prefix)}
-    there = {k: names[k] for k in own if k in names}
-    alike = lambda k,f: own[k].shape == found[f].shape and own[k].is_floating_point() == found[f].is_floating_point()
-    matched,absent,used = {k: f for k,f in there.items() if alike(k, f)}, [k for k in own if k not in there], set(there.values())
+    matched,absent,used = _matched(own, found, there), [k for k in own if k not in there], set(there.values())
     missing = [k for k in absent if not k.endswith('num_batches_tracked')]
     return Loaded(str(path), naming, prefix, matched, {k: (tuple(found[f].shape), tuple(own[k].shape)) for k,f in there.items() if k not in matched},
                   missing, [k for k in found if k not in used], len(absent) - len(missing))
 
-def _prefixes(names): return dict.fromkeys(['', *(k[:m.end()] for k in names for m in re.finditer(r'\.', k))])
+def _by_prefix(names):
+    "The names that begin with each prefix; a net's prefix is not longer than 1000"
+    out = {'': list(names)}
+    for k in names:
+        for m in re.finditer(r'\.', k[:1000]): out.setdefault(k[:m.end()], []).append(k)
+    return out
 
 def _best_fit(path, own, found, prefix=None):
     "The prefix and the naming that fit most of the trunk"
-    fits = [_fit(path, own, found, p, n) for p in ([prefix] if prefix is not None else _prefixes(found)) for n in NAMINGS]
-    copy = lambda f: bool(re.search('momentum|teacher|target|ema', f.prefix))
-    best = max(fits, key=lambda f: (len(f.matched), len(f.conflicts), not copy(f)))  # the first of those alike
-    best.also = [f.prefix for f in fits if best.matched and f is not best and f.naming == best.naming and len(f.matched) == len(best.matched)]
-    return best
+    some = _by_prefix(found) if prefix is None else {prefix: [k for k in found if k.startswith(prefix)]}
+    there = {(p,naming): _there(own, names, p, naming) for p,names in some.items() for naming in NAMINGS}
+    n = {at: len(_matched(own, found, t)) for at,t in there.items()}
+    copy = lambda p: bool(re.search('momentum|teacher|target|ema', p))
+    best = max(there, key=lambda at: (n[at], len(there[at]), not copy(at[0])))  # the first of those alike
+    fit = _fit(path, own, found, *best, there[best])
+    fit.also = [p for p,naming in there if n[best] and (p,naming) != best and naming == best[1] and n[p,naming] == n[best]]
+    return fit
 
 def load_any(
     trunk:nn.Module, # of `backbone`, a `NIN`, or any other net; changed in place
@@ -284,9 +298,15 @@ def load_any(
     if prefix and not any(k.startswith(prefix) for k in found): raise InputError(f"{path}: no name begins with {prefix!r}; its names begin with {_few(_groups(found, ''), 8)}")
     fit = _best_fit(path, own, found, prefix)
     if not fit.matched or strict and not fit.whole: raise InputError(_why_unfit(path, own, found, fit))
-    plain_model(trunk).load_state_dict({k: found[f] for k,f in fit.matched.items()}, strict=False)
+    state = {k: found[f] for k,f in fit.matched.items()}
+    if odd := [f for k,f in fit.matched.items() if not _plain_numbers(state[k])]: raise InputError(f"{path}: {_few(odd)} cannot be used: numbers that are infinite or none, or a tensor of another kind; give whole weights in floats")
+    plain_model(trunk).load_state_dict(state, strict=False)
     fit.differs = _differs(path, trunk)
     return fit
+
+def _plain_numbers(t):
+    "Is it an ordinary tensor, with finite numbers? (Sparse and quantised ones, and those without numbers, are not.)"
+    return t.layout == torch.strided and not t.is_quantized and not t.is_meta and bool(t.float().isfinite().all())
 
 def _why_unfit(path, own, found, fit):
     if not fit.matched and not fit.conflicts: return f"{path}: none of its {len(found)} tensors fits; it has {_few(sorted(found))}, and the trunk wants {_few(list(own))}"
@@ -294,6 +314,7 @@ def _why_unfit(path, own, found, fit):
 
 def _differs(path, trunk):
     "What the header of the file says about its trunk that is not so for this one: shapes may agree, and the net be another"
-    theirs,ours = (read_config(path) if _is_safetensors(path) else {}).get('recipe', {}), getattr(trunk, 'recipe', {})
-    ours = json.loads(json.dumps(ours, default=repr))
+    theirs,ours = {}, json.loads(json.dumps(getattr(trunk, 'recipe', {}), default=repr))
+    with suppress(InputError): theirs = read_config(path).get('recipe')  # files of others have no header, or one of their own
+    if not isinstance(theirs, dict): return {}
     return {k: (theirs.get(k), ours.get(k)) for k in {**theirs, **ours} if theirs and theirs.get(k) != ours.get(k)}

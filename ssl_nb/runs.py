@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['METHODS', 'MEASURES', 'run_settings', 'best_precision', 'run_augment', 'is_conv', 'run_learner',
            'precision_callbacks', 'fits_device', 'run_fit', 'StepTimer', 'seconds_needed', 'probes_of', 'best_block',
-           'measure', 'Run', 'open_run', 'Lines', 'split_images', 'some', 'as_images', 'pretrain', 'say_plan',
-           'where_images_are', 'gain_table', 'transfer_table', 'write_report']
+           'measure', 'write_json', 'read_json', 'Run', 'open_run', 'StopDiverged', 'Lines', 'split_images', 'some',
+           'as_images', 'pretrain', 'say_plan', 'where_images_are', 'gain_table', 'transfer_table', 'write_report']
 
 # %% ../nbs/28_runs.ipynb #9b92c278
 import base64
 import html
 import json
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -41,10 +42,10 @@ from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, simsiam_learner
 from .study import duration, find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics
-from .weights import Checkpoint, atomic, save_weights
+from .weights import Checkpoint, atomic, checksum, read_config, save_weights
 
 # %% ../nbs/28_runs.ipynb #9f2d47e6
-METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.05), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))
+METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.1), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))
 
 def run_settings(
     images:Images, # to learn from
@@ -61,6 +62,8 @@ def run_settings(
     if method not in METHODS: raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     if epochs < 1: raise InputError(f"{epochs} epochs: give 1 or more")
     if lr is not None and not 0 < lr < float('inf'): raise InputError(f"a learning rate of {lr}: give a number above 0")
+    if not 0 <= seed < 2**32: raise InputError(f"a seed of {seed}: give a whole number from 0 to {2**32-1}")
+    if given := {'name','size','in_chans','channels' if backbone == 'nin' else 'in_chans'} & net.keys(): raise InputError(f"{min(given)} is no argument to choose for the net: the images and the backbone decide it; leave it out")
     if len(images) < 20: raise InputError(f"{images.name}: {len(images)} images are too few to learn from; give 20 or more, better some thousands")
     kind = find_device(str(device)).type
     bs = min(bs or METHODS[method]['bs'].get(kind, 64), len(images)//2)
@@ -177,35 +180,57 @@ def measure(
     return {**out, **{k: f(*feats) for k,f in probes_of(bank).items()}}
 
 # %% ../nbs/28_runs.ipynb #f44945dd
+def write_json(
+    path, # of a file of a run
+    **content): # what JSON can hold
+    "Write it with a checksum, all or nothing"
+    with atomic(path) as part: part.write_text(json.dumps({**content, 'checksum': _checksum(content)}, indent=1))
+
+def read_json(
+    path, # of a file that `write_json` wrote
+    *names): # what must be in it; `a.b` is `b` in `a`
+    "What is in the file, None without one. Raises `InputError` when it is damaged."
+    if not Path(path).exists(): return None
+    try:
+        content = json.loads(Path(path).read_text())
+        if content.pop('checksum', None) not in (None, _checksum(content)): raise ValueError('changed')
+        for name in names: _at(content, name)
+        return content
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as e: raise InputError(f"{path} is damaged ({type(e).__name__}); delete it, and run the same command again") from e
+
+def _checksum(content): return checksum(json.dumps(json.loads(json.dumps(content)), sort_keys=True))
+def _at(content, name):
+    for k in name.split('.'): content = content[k]
+
+# %% ../nbs/28_runs.ipynb #6f9be343
 class Run:
     "The folder of a run: what is in it, and how to read it"
     def __init__(self, folder): self.folder = Path(folder)
-    def __repr__(self): return f"run in {self.folder}: {self.config['method']} with {self.config['net']['name']}, {'done' if self.result else 'not finished'}"
-    def _json(self, name):
-        path = self.folder/name
-        if not path.exists(): return None
-        try: return json.loads(path.read_text())
-        except (ValueError, OSError) as e: raise InputError(f"{path} is damaged ({type(e).__name__}); delete it, and run the same command again") from e
+    def __repr__(self):
+        c = self.config
+        return f"run in {self.folder}: {c['method']} with {c['net']['name']}, {'done' if self.result else 'not finished'}" if c else f"no run in {self.folder}"
+
+    def _config(self): return read_json(self.folder/'config.json', 'data', *(f'config.{k}' for k in ('method','net.name','size','mean','std')))
 
     @property
-    def config(self): return (self._json('config.json') or {}).get('config')
+    def config(self): return (self._config() or {}).get('config')
     @property
-    def result(self): return self._json('result.json')
+    def result(self): return read_json(self.folder/'result.json', 'metrics.before', 'metrics.after', 'history', 'sizes.fit', 'sizes.watch', 'seconds', 'machine.name', 'copies', 'skipped')
     @property
     def weights(self): return self.folder/'weights.safetensors'
     @property
-    def transfers(self): return [json.loads(p.read_text()) for p in sorted(self.folder.glob('transfer-*/result.json'))]
+    def transfers(self): return [read_json(p, 'name', 'metrics', 'sizes.train', 'sizes.valid') for p in sorted(self.folder.glob('transfer-*/result.json'))]
 
     @property
     def trunk(self):
-        "The pretrained net, read anew"
+        "The pretrained net, read anew. Raises `InputError` when the file of weights is damaged, or of another run."
+        if read_config(self.weights) != self.config: raise InputError(f"{self.weights} belongs to another run; delete it, and run the same command again")
         return build_trunk(self.config['net'], self.weights)
 
     @property
     def norm(self): return Normalize(self.config['mean'], self.config['std'])
 
-    def save(self, name, **content):
-        with atomic(self.folder/name) as part: part.write_text(json.dumps(content, indent=1))
+    def save(self, name, **content): write_json(self.folder/name, **content)
 
 def open_run(
     folder): # of a run that is done
@@ -215,7 +240,16 @@ def open_run(
     if not run.result or not run.weights.exists(): raise InputError(f"the run in {folder} is not finished; the command that began it goes on where it was")
     return run
 
-# %% ../nbs/28_runs.ipynb #a849b344
+# %% ../nbs/28_runs.ipynb #790f4fa7
+class StopDiverged(Callback):
+    "Stop a fit whose loss is no longer a number: nothing will come of it"
+    order = Recorder.order + 2  # before the checkpoint
+    def after_epoch(self):
+        if not self.learn.create_mbar or not self.recorder.losses or np.isfinite(float(self.recorder.losses[-1])): return
+        self.learn.checkpoint.path.unlink(missing_ok=True)
+        with suppress(OSError): self.learn.checkpoint.path.parent.rmdir()  # if nothing else is in it
+        raise InputError(f"the loss is no longer a number after epoch {self.epoch+1}; begin again with a smaller learning rate, in another folder")
+
 class Lines(Callback):
     "A line an epoch, above the progress bar"
     order = Recorder.order + 2
@@ -245,7 +279,7 @@ def some(
     "Some of them, evenly from the whole"
     return rows[::max(1, -(-len(rows)//k))]
 
-# %% ../nbs/28_runs.ipynb #274b27fb
+# %% ../nbs/28_runs.ipynb #6cf934a9
 def as_images(
     what, # `Images`, or a folder of images
     **kwargs): # for `image_folder`
@@ -263,15 +297,19 @@ def pretrain(
     device='auto', # a torch device, or `auto`
     **settings): # for `run_settings`
     "Learn from images without labels, measure what that gained, and write a page about it. What was cut off goes on; what is done is not done again. Returns the `Run`."
+    if minutes is not None and not 0 < minutes < float('inf'): raise InputError(f"minutes={minutes}: give a number above 0")
+    _check_out(out, images, labelled)
     join_processes(device)
     with first_goes_ahead():  # what it decodes, the others find
         images = as_images(images, size=size, **({} if labelled is not None else dict(labels=labels, sep=sep)))
         if labelled is not None: labelled = as_images(labelled, size=images.x.shape[-1], channels=images.x.shape[1], labels=labels or 'folders', sep=sep)
+    if labelled is not None and labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
     c,run,device = run_settings(images, device=device, **settings), Run(out), find_device(str(device))
     data = dict(name=images.name, images=len(images), labelled=labelled and len(labelled))
     _check_same(run, c, data)
     if run.result and run.weights.exists(): print(f"done already: {run.folder/'report.html'}"); return run
     parts,copies = split_images(images, labelled, c['seed'])
+    _try_net(c, images.x.shape[1])
     if is_first():
         run.save('config.json', config=c, data=data)
         say_plan(run, c, images, parts, copies, device)
@@ -283,14 +321,28 @@ def pretrain(
     _finish(run, c, images, parts, copies, learn, trunk, device)
     return run
 
+def _check_out(out, *folders):
+    "A run among the images would be found there with its pictures, and no longer be the same run"
+    for f in folders:
+        if isinstance(f, (str,Path)) and Path(out).resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
+
+def _try_net(c, channels):
+    "Make the net, and send two black images through it, before anything is written"
+    trunk = build_trunk(c['net'], c['weights'])
+    try: trunk.train()(torch.zeros(2, channels, c['size'], c['size']))
+    except Exception as e: raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); choose other arguments of the net") from e
+
 def _check_same(run, c, data):
-    old = run._json('config.json')
+    old = run._config()
+    if old is None and run.weights.exists():  # they know it too
+        old = dict(config=read_config(run.weights), data=data)
+        if old['config'] == json.loads(json.dumps(c)): run.save('config.json', config=c, data=data)
     if old is None or old == json.loads(json.dumps(dict(config=c, data=data))): return
     new = json.loads(json.dumps({**c, **data}))
     other = [f'{k}: {v} and not {new.get(k)}' for k,v in {**old['config'], **old['data']}.items() if v != new.get(k)]
     raise InputError(f"{run.folder} holds another run ({'; '.join(other)}); choose another folder, or delete it")
 
-# %% ../nbs/28_runs.ipynb #790f4fa7
+# %% ../nbs/28_runs.ipynb #4d4a0a20
 def say_plan(run, c, images, parts, copies, device):
     "Print what is to be done, and how long it will take"
     n,net = len(parts['fit']), ', '.join(f'{k}={v}' for k,v in c['net'].items() if k != 'name')
@@ -309,10 +361,10 @@ def where_images_are(images, device):
 def _fit(run, c, images, parts, device, minutes):
     monitor = CollapseMonitor(*((parts['bank'], parts['query']) if 'bank' in parts and parts['bank'].y.dtype == torch.long else ()), probes=dict(knn=partial(knn_accuracy, k=20)))
     learn = run_learner(c, images, parts['watch'], device, monitor, parts['fit'])
-    if is_first(): learn.add_cb(Lines())
+    learn.add_cbs([StopDiverged(), *([Lines()] if is_first() else [])])
     with data_parallel(learn): return fit_safely(learn, run_fit(learn, c), Checkpoint(run.folder/'checkpoint.ckpt', c, minutes), c['method'])
 
-# %% ../nbs/28_runs.ipynb #6cf934a9
+# %% ../nbs/28_runs.ipynb #79f6c55e
 def _finish(run, c, images, parts, copies, learn, trunk, device):
     "Measure, draw, and write the result and the page"
     h,labels = history(learn), [parts[k] for k in ('bank','query') if k in parts]
@@ -338,7 +390,9 @@ def _save_views(run, c, images):
     if c['method'] == 'rotation': return _save_figure(run, 'views', plot_rotations(images, n=min(8, len(images))))
     x = images.x[:8]
     view,norm = simsiam_augment(c['size'], (c['mean'], c['std']))
-    with torch.random.fork_rng(): two = [norm.decode(view(x)) for _ in range(2)]
+    with torch.random.fork_rng():
+        torch.manual_seed(c['seed'])  # the same picture when the run goes on
+        two = [norm.decode(view(x)) for _ in range(2)]
     _save_figure(run, 'views', show_grid(torch.cat([x/255, *two]), cols=len(x)))
 
 def _save_neighbours(run, images, start, trunk):
@@ -350,7 +404,7 @@ def _save_neighbours(run, images, start, trunk):
         rest = torch.ones(len(some), dtype=torch.bool); rest[q] = False
         _save_figure(run, f'neighbours-{name}', plot_neighbours(some.subset(rest), f[rest], some.subset(q), f[q], k=min(7, int(rest.sum()))))
 
-# %% ../nbs/28_runs.ipynb #ffa58643
+# %% ../nbs/28_runs.ipynb #2305e4b6
 MEASURES = dict(twins="finds an image's other view", knn='kNN accuracy', linear='linear probe accuracy', linear_auc='linear probe, macro AUC')
 
 def gain_table(
@@ -364,7 +418,7 @@ def transfer_table(
     "Its measures, per cent"
     return pd.DataFrame({k: {n.replace('_', ' '): f'{100*v:.1f}' for n,v in m.items()} for k,m in result['metrics'].items()}).T
 
-# %% ../nbs/28_runs.ipynb #83e8574d
+# %% ../nbs/28_runs.ipynb #90d94800
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font-family: system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; line-height: 1.5; color: #222; background: #fff }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ccc }} th:first-child {{ text-align: left }}
@@ -381,7 +435,7 @@ def write_report(
     run:Run): # done
     "Write `report.html`: one file with pictures and all, drawn from the files of the run"
     c,r,f = run.config, run.result, run.folder
-    data = run._json('config.json')['data']
+    data = run._config()['data']
     n = r['sizes']
     parts = [_words(f"{c['method']} with {c['net']['name']}, {c['epochs']} epochs of {n['fit']} images of {c['size']} pixels from {data['name']}, in {duration(r['seconds'])} on {r['machine']['name']}."),
         _section('What was gained', _words(f"On {n['watch']} images that were held out, per cent." + (f" Probes learn from {n['bank']} labelled images and are asked for {n['query']} others." if 'bank' in n else ' There are no labels: ask whether a view of an image finds the other view of the same image.')), _table(gain_table(run))),

@@ -69,6 +69,9 @@ def curves():
     note('again', learn)
     note('accumulated', quiet(rotnet(cbs=Accumulate(2)), lambda l: l.fit_steps(2, .05)))
     with data_parallel(learn), learn.no_bar(): done['preds'] = learn.get_preds()[0].tolist()
+    try:
+        with data_parallel(learn), learn.no_bar(): learn.lr_find(num_it=3, show_plot=False)
+    except InputError as e: done['lr_find'] = str(e)
     done['drawn'] = torch.rand(3).tolist()  # each process has its own random state by now
 
 def measures():
@@ -191,6 +194,7 @@ def test_both_processes_end_with_the_same_net_and_say_the_same(both):
     for fit in ('curve', 'again', 'accumulated', 'auc', 'whole', 'cut', 'told'): assert both[0][fit] == both[1][fit], fit
     assert both[0]['simsiam'] == both[1]['simsiam']  # with BatchNorm's buffers
     assert both[0]['drawn'] != both[1]['drawn']      # but their augmentation differs
+    assert 'find the learning rate before' in both[0]['lr_find']
 
 
 def test_measures_are_those_of_one_process(alone, both):
@@ -344,7 +348,7 @@ def test_shares_make_the_batch(n, bs, world):
 
 
 def test_a_batch_that_cannot_be_divided(monkeypatch):
-    monkeypatch.setattr(distributed, 'place', lambda: (0, 2))
+    monkeypatch.setattr(distributed, 'which_process', lambda: (0, 2))
     train = cifar10_sample()[0]
     one_line_error(lambda: share_loader(ImageDL(train, 15)), 'a batch of 15 images', 'such as 14')
     assert len(share_loader(ImageDL(train, 16, shuffle=True))) == len(train)//16
