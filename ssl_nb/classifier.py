@@ -43,10 +43,11 @@ def fit_head(
     augment = nn.Sequential(PadCrop(c['size']//8), *([Flip()] if t['flip'] else []), norm)
     torch.manual_seed(t['seed'])
     kwargs = dict(opt_func=torch_opt(torch.optim.Adam, 1e-5)) if t['finetune'] else {}
-    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], 'finetune' if t['finetune'] else 'cached', bs=t['bs'], steps=max(1, len(train)//t['bs']), device=device, augment=(augment, norm),
+    rounds = min(t['epochs'], 10)  # few images make short epochs, and to measure after each would take longer than to learn
+    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], 'finetune' if t['finetune'] else 'cached', bs=t['bs'], steps=-(-t['epochs']*max(1, len(train)//t['bs'])//rounds), device=device, augment=(augment, norm),
                              metrics=accuracy if train.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk), lr=t['lr'], **kwargs)
     learn.add_cb(StopDiverged())
-    return fit_safely(learn, lambda: learn.fit_one_cycle(t['epochs'], t['lr']), Checkpoint(checkpoint, dict(t, desc=desc)), desc)
+    return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc)), desc)
 
 # %% ../nbs/29_classifier.ipynb #563da98e
 def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, epochs=None, lr=None, flip=True, seed=0):

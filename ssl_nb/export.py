@@ -164,9 +164,8 @@ def read_tensors(
     "All tensors of a file, by name. No code that a file may hold is run: raises `InputError` for a file that needs it, or that is missing, damaged or without tensors."
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     try: tensors = read_weights(path) if _is_safetensors(path) else _flat(_torch_load(path))
-    except InputError: raise
     except UnpicklingError as e: raise InputError(_why_refused(path, str(e))) from e
-    except Exception as e: raise InputError(f"{path} is damaged or no file of weights ({type(e).__name__}); give a .safetensors file, or one of torch.save") from e
+    except Exception as e: raise InputError(f"{path} is damaged or no file of weights ({type(e.__cause__ or e).__name__}); give a .safetensors file, or one of torch.save") from e
     if not tensors: raise InputError(f"{path} holds no tensors; give a file with a net's state_dict")
     return tensors
 

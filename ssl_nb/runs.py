@@ -354,6 +354,7 @@ def say_plan(run, c, images, parts, copies, device):
     else: print(f"about {duration(seconds_needed(c, images, n, device))} on this machine; Ctrl-C stops, and the same command goes on", flush=True)
 
 def where_images_are(images, device):
+    "Where batches are taken from, in words"
     if getattr(images, 'on_disk', False): return 'read from disk batch by batch, since memory does not hold them'
     if device.type == 'cpu': return 'in memory'
     return 'on the device' if fits_device(images, device) else 'in memory, copied to the device batch by batch'

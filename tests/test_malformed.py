@@ -11,8 +11,6 @@ import shutil
 import signal
 import socket
 import struct
-import sys
-import threading
 import warnings
 import zipfile
 import zlib
@@ -23,17 +21,16 @@ import pytest
 import torch
 from PIL import Image
 from fastcore.script import anno_parser
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ssl_nb import cli
-from ssl_nb.backbones import backbone
 from ssl_nb.classifier import export_run, load_classifier, transfer
 from ssl_nb.data import InputError, cifar10_sample
 from ssl_nb.export import load_any
 from ssl_nb.folders import good_size, image_folder
 from ssl_nb.nets import NIN
 from ssl_nb.runs import Run, open_run, pretrain, write_report
-from ssl_nb.weights import load_weights, read_checkpoint, save_weights
+from ssl_nb.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='needs links, pipes, any byte in names, and a clock that interrupts')
 SECONDS = 20  # for one case
@@ -65,10 +62,12 @@ class Hang(BaseException): "Not an Exception, which somebody may catch"
 
 @contextlib.contextmanager
 def clock(seconds=SECONDS):
-    "Interrupt what takes too long; again and again, for it may wait once more while it ends"
-    def ring(*_): raise Hang(f'not done within {seconds} s')
+    "Interrupt what takes too long, again and again, for it may wait once more while it ends. It rings each second, so that a machine that sleeps counts as one."
+    rings = iter(range(seconds))
+    def ring(*_):
+        if next(rings, None) is None: raise Hang(f'not done within {seconds} s')
     old = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, old)
 
@@ -175,8 +174,10 @@ def photo(rng, mode='RGB', side=None):
 def encoded(rng, end, mode=None):
     "The bytes of an image, with options that files have"
     data, img = io.BytesIO(), photo(rng, mode or rng.choice(MODES[end]))
-    more = dict(jpg=[{}, dict(progressive=True), dict(quality=5), dict(exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0')], png=[{}, dict(optimize=True)], webp=[{}, dict(lossless=True)],
-                tif=[{}, dict(compression='tiff_lzw'), dict(compression='tiff_deflate'), dict(compression='packbits')], gif=[{}, dict(save_all=True, append_images=[photo(rng, 'L', 20)]*2)]).get(end, [{}])
+    more = dict(jpg=[{}, dict(progressive=True), dict(quality=5), dict(exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0')],
+        png=[{}, dict(optimize=True)], webp=[{}, dict(lossless=True)],
+                tif=[{}, dict(compression='tiff_lzw'), dict(compression='tiff_deflate'), dict(compression='packbits')],
+                gif=[{}, dict(save_all=True, append_images=[photo(rng, 'L', 20)]*2)]).get(end, [{}])
     img.save(data, dict(jpg='jpeg', tif='tiff').get(end, end), **rng.choice(more))
     return data.getvalue()
 
@@ -207,22 +208,25 @@ def header_of_another(rng):
 def png(width, height, depth=8, color=2, body=b'\0'*100, extra=b''):
     "A PNG that claims to be of some size"
     chunk = lambda t, d: struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t + d))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)) + extra + chunk(b'IDAT', zlib.compress(body)) + chunk(b'IEND', b'')
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + head + extra + chunk(b'IDAT', zlib.compress(body)) + chunk(b'IEND', b'')
 
 
 def text_bomb():
-    "A hundred million letters of comment in a hundred thousand bytes"
-    d = b'Comment\0\0' + zlib.compress(bytes(10**8), 9)
+    "Twenty million letters of comment in twenty thousand bytes"
+    d = b'Comment\0\0' + zlib.compress(bytes(2*10**7))
     return png(4, 4, body=b'\0'*52, extra=struct.pack('>I', len(d)) + b'zTXt' + d + struct.pack('>I', zlib.crc32(b'zTXt' + d)))
 
 
-def bmp(width, height, bits=24, offset=54): return struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 2**31-1, 0, 0, offset, 40, width, height, 1, bits, 0, 0, 1, 1, 0, 0) + b'\x80'*600
+def bmp(width, height, bits=24):
+    return struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 2**31-1, 0, 0, 54, 40, width, height, 1, bits, 0, 0, 1, 1, 0, 0) + b'\x80'*600
 
 
 def tiff(**tags):
     "A TIFF whose tags say anything"
     named = dict(width=256, height=257, bits=258, compression=259, photometric=262, strips=273, rows=278, bytes=279, samples=277, next=0)
-    values = dict(dict(width=8, height=8, bits=8, compression=1, photometric=1, strips=8, rows=8, bytes=64, samples=1), **{k: v for k, v in tags.items() if k != 'next'})
+    values = dict(dict(width=8, height=8, bits=8, compression=1, photometric=1, strips=8, rows=8, bytes=64, samples=1),
+        **{k: v for k, v in tags.items() if k != 'next'})
     rows = b''.join(struct.pack('<HHII', named[k], 4, 1, v) for k, v in sorted(values.items(), key=lambda kv: named[kv[0]]))
     return struct.pack('<2sHI', b'II', 42, 8) + struct.pack('<H', len(values)) + rows + struct.pack('<I', tags.get('next', 0)) + b'\x80'*64
 
@@ -239,23 +243,34 @@ def two_loops(path): path.symlink_to(path.with_suffix('.lnk')); path.with_suffix
 def folder_of_text(path): path.mkdir(); (path/'read me.txt').write_text('text')
 
 
-NAMES = ['new\nline.png', 'tab\tand\rreturn.JPG', 'ünïcödé 図 \u202e.png', os.fsdecode(b'\xff\xfe\xe4.png'), 'x'*251 + '.png', "it's \"quoted\" %s {0} $HOME `x`;&.png", '-rf.png', '\x1b[31mred\x07.png', ' .png', 'a..png.png', 'a.png\u2028.png']
+NAMES = ['new\nline.png', 'tab\tand\rreturn.JPG', 'ünïcödé 図 \u202e.png', os.fsdecode(b'\xff\xfe\xe4.png'), 'x'*251 + '.png', "it's \"quoted\" %s {0} $HOME `x`;&.png",
+    '-rf.png', '\x1b[31mred\x07.png', ' .png', 'a..png.png', 'a.png\u2028.png']
 odd_name = lambda name: (lambda rng: (f'name {name[:20]!r}', dict(name=name, data=rng.choice((b'', b'no image', encoded(rng, 'png')[:40])), must='skipped')))
 
 IMAGES = collect('image',
     *[damaged_image(end, how) for how in ('cut', 'cut', 'header', 'flip') for end in MODES],
-    *[damaged_image(end, how) for how in ('holes', 'lose', 'insert') for end in MODES], *[damaged_image(end, how) for how, end in (('swap', 'jpg'), ('swap', 'png'), ('as_text', 'png'), ('as_text', 'jpg'), ('as_text', 'tif'))],
+    *[damaged_image(end, how) for how in ('holes', 'lose', 'insert') for end in MODES],
+    *[damaged_image(end, how) for how, end in (('swap', 'jpg'), ('swap', 'png'), ('as_text', 'png'), ('as_text', 'jpg'), ('as_text', 'tif'))],
     *[strange('the header of one format before the body of another', f'x.{end}', header_of_another, None) for end in ('jpg', 'png', 'tif', 'webp')],
-    strange('no bytes', 'x.png', b''), strange('one byte', 'x.jpg', b'\xff'), strange('zeros', 'x.png', bytes(5000)), strange('random bytes', 'x.webp', lambda rng: rng.randbytes(3000)), strange('a text', 'x.jpg', b'Dear Sir or Madam,\n'),
-    strange('a page', 'x.gif', b'<html>404 not found</html>'), strange('a vector image', 'x.png', b'<svg xmlns="http://www.w3.org/2000/svg"/>'), strange('PostScript', 'x.png', b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'),
-    strange('an archive', 'x.jpg', b'PK\x03\x04' + bytes(200)), strange('a whole image and more', 'x.png', lambda rng: encoded(rng, 'png', 'RGB') + rng.randbytes(999), 'taken'),
-    *[strange(f'PNG of {w}x{h}', 'x.png', png(w, h, *more)) for w, h, *more in ((2**31-1, 2**31-1), (2**32-1, 1), (0, 0), (13000, 13000, 8, 0), (8, 8, 7, 9), (100000, 1, 16, 6))], strange('PNG with a hundred MB of comment', 'x.png', text_bomb(), None),
+    strange('no bytes', 'x.png', b''), strange('one byte', 'x.jpg', b'\xff'), strange('zeros', 'x.png', bytes(5000)),
+    strange('random bytes', 'x.webp', lambda rng: rng.randbytes(3000)), strange('a text', 'x.jpg', b'Dear Sir or Madam,\n'),
+    strange('a page', 'x.gif', b'<html>404 not found</html>'), strange('a vector image', 'x.png', b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+    strange('PostScript', 'x.png', b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'),
+    strange('an archive', 'x.jpg', b'PK\x03\x04' + bytes(200)),
+    strange('a whole image and more', 'x.png', lambda rng: encoded(rng, 'png', 'RGB') + rng.randbytes(999), 'taken'),
+    *[strange(f'PNG of {w}x{h}', 'x.png', png(w, h, *more))
+      for w, h, *more in ((2**31-1, 2**31-1), (2**32-1, 1), (0, 0), (13000, 13000, 8, 0), (8, 8, 7, 9), (100000, 1, 16, 6))],
+    strange('PNG with 20 MB of comment', 'x.png', text_bomb(), None),
     *[strange(f'BMP of {w}x{h}, {b} bits', 'x.bmp', bmp(w, h, b)) for w, h, b in ((2**31-1, 2**31-1, 24), (30000, -30000, 32), (-5, 5, 24), (0, 9, 8), (9, 9, 77))],
-    *[strange(f'TIFF with {tags}', 'x.tif', tiff(**tags), must) for tags, must in ((dict(width=2**32-1, height=2**32-1), 'skipped'), (dict(strips=2**31), 'skipped'), (dict(bytes=2**32-1), None), (dict(next=8), 'taken'), (dict(samples=60000), 'skipped'),
-        (dict(bits=0), 'skipped'), (dict(rows=0), None), (dict(compression=9999), 'skipped'), (dict(photometric=77), 'skipped'))],
-    strange('GIF of 65535x65535', 'x.gif', b'GIF89a' + b'\xff'*4 + b'\xf7\0\0' + bytes(768) + b',' + bytes(4) + b'\xff'*4 + b'\0\x08' + bytes(50)), strange('JPEG of 65535x65535', 'x.jpg', b'\xff\xd8\xff\xc0\0\x11\x08' + b'\xff'*4 + b'\x03\x01\x11\0\x02\x11\0\x03\x11\0\xff\xd9'),
-    special('a folder', 'x.png', Path.mkdir, 'absent'), special('a folder of a text', 'x.jpg', folder_of_text, 'absent'), special('a link to nothing', 'x.png', lambda path: path.symlink_to('nowhere.png')), special('a link to itself', 'x.png', lambda path: path.symlink_to(path)),
-    special('two links to each other', 'x.png', two_loops), special('a link to the folder', 'up.png', lambda path: path.symlink_to(path.parent), 'absent'), special('a link to endless zeros', 'x.png', lambda path: path.symlink_to('/dev/zero')),
+    *[strange(f'TIFF with {tags}', 'x.tif', tiff(**tags), must) for tags, must in (
+        (dict(width=2**32-1, height=2**32-1), 'skipped'), (dict(strips=2**31), 'skipped'), (dict(bytes=2**32-1), None), (dict(next=8), 'taken'),
+        (dict(samples=60000), 'skipped'), (dict(bits=0), 'skipped'), (dict(rows=0), None), (dict(compression=9999), 'skipped'), (dict(photometric=77), 'skipped'))],
+    strange('GIF of 65535x65535', 'x.gif', b'GIF89a' + b'\xff'*4 + b'\xf7\0\0' + bytes(768) + b',' + bytes(4) + b'\xff'*4 + b'\0\x08' + bytes(50)),
+    strange('JPEG of 65535x65535', 'x.jpg', b'\xff\xd8\xff\xc0\0\x11\x08' + b'\xff'*4 + b'\x03\x01\x11\0\x02\x11\0\x03\x11\0\xff\xd9'),
+    special('a folder', 'x.png', Path.mkdir, 'absent'), special('a folder of a text', 'x.jpg', folder_of_text, 'absent'),
+    special('a link to nothing', 'x.png', lambda path: path.symlink_to('nowhere.png')), special('a link to itself', 'x.png', lambda path: path.symlink_to(path)),
+    special('two links to each other', 'x.png', two_loops), special('a link to the folder', 'up.png', lambda path: path.symlink_to(path.parent), 'absent'),
+    special('a link to endless zeros', 'x.png', lambda path: path.symlink_to('/dev/zero')),
     special('a pipe', 'x.png', os.mkfifo), special('a socket', 'x.png', plug), *map(odd_name, NAMES))
 
 
@@ -286,7 +301,8 @@ def test_image(good, tmp_path, case):
         at = {f: k for k, f in enumerate(images.files)}
         assert torch.equal(images.x[[at.pop(f) for f in alone.files]], alone.x)  # the others are what they were
         where = 'skipped' if case.name in images.skipped else 'taken' if case.name in at else 'absent'
-        assert len(at) + len(images.skipped) == (where != 'absent') and where == (getattr(case, 'must', None) or where) and (where != 'absent' or case.must == 'absent'), where
+        assert len(at) + len(images.skipped) == (where != 'absent')
+        assert where in ((case.must,) if getattr(case, 'must', None) else ('skipped', 'taken')), where
         assert err.getvalue() == '' and len(said) == (where == 'skipped') and all(str(w.message).isprintable() for w in said), said
         if where == 'skipped': assert images.skipped[case.name].isprintable() and '1 file skipped' in str(said[0].message)
         if where == 'taken' and case.what.endswith('cut'):  # nothing of the image itself was cut off
@@ -307,7 +323,8 @@ def test_all_these_images_together(good, tmp_path):
     assert 'too many of its' in answer(image_folder, tmp_path/'in', 16, labels=None)[1]
     images, line = answer(image_folder, tmp_path/'in', 16, labels=None, max_bad=1)
     at = {f: k for k, f in enumerate(images.files)}
-    assert torch.equal(images.x[[at[f] for f in alone.files]], alone.x) and len(images.files) + len(images.skipped) == 20 + sum(getattr(c, 'must', None) != 'absent' for c in IMAGES)
+    assert torch.equal(images.x[[at[f] for f in alone.files]], alone.x)
+    assert len(images.files) + len(images.skipped) == 20 + sum(getattr(c, 'must', None) != 'absent' for c in IMAGES)
 
 
 # CSV files
@@ -325,7 +342,8 @@ def table(what, data, must=None, **more):
 
 
 def damaged_table(how):
-    return lambda rng: (how, dict(data=DAMAGES[how](rng, rng.choice((TABLE, rows(end='\r\n'), rows(lambda r: '"' + r.replace(',', '";"') + '"', 'file;label'), '\ufeff' + TABLE)).encode()), must=None, more={}, damaged=True))
+    return lambda rng: (how, dict(data=DAMAGES[how](rng, rng.choice((TABLE, rows(end='\r\n'), rows(lambda r: '"' + r.replace(',', '";"') + '"', 'file;label'),
+        '\ufeff' + TABLE)).encode()), must=None, more={}, damaged=True))
 
 
 def named(file, must='refused'): return table(f'file {file[:30]!r}', rows(rows=[*TRUE.items(), (file, 'ant')]), must)
@@ -335,19 +353,31 @@ def semicolons(text): return text.replace(',', ';')
 def several(sep): return rows(lambda r: r + random.Random(r).choice(('', f'{sep}dog', sep*3, f' {sep} {sep}dog')))
 
 CSVS = collect('csv',
-    *[table(what, text, 'true') for what, text in {'as it should be': TABLE, 'DOS': rows(end='\r\n'), 'old Mac': rows(end='\r'), 'byte order mark': '\ufeff' + TABLE, 'semicolons': semicolons(TABLE), 'tabs': TABLE.replace(',', '\t'),
-        'quotes': rows(lambda r: '"' + r.replace(',', '","') + '"'), 'other columns': rows(lambda r: f'é,{r},"a,b"', 'id,file,label,more'), 'upper case': rows(head=' FILE , Label '), 'empty lines': TABLE.replace('\n', '\n\n') + ',\n\n',
-        'each row twice': TABLE + TABLE.split('\n', 1)[1], 'backslashes': TABLE.replace('/', '\\'), 'paths': rows(lambda r: './b/../' + r), 'no last line end': TABLE.rstrip(),
-        '3000 columns': rows(lambda r: r.replace(',', ',7'*3000 + ','), 'file' + ',id'*3000 + ',label'), 'other order': rows(rows=random.Random(0).sample(sorted(TRUE.items()), 24))}.items()],
-    *[damaged_table('cut') for _ in range(14)], *[damaged_table('flip') for _ in range(8)], *[damaged_table(how) for how in ('header', 'holes', 'holes', 'lose', 'lose', 'insert', 'swap', 'as_text')],
-    *[table(what, text, 'refused') for what, text in {'nothing': '', 'a line end': '\n', 'a mark only': '\ufeff', 'header only': 'file,label\n', 'quoted header only': '"file","label"', 'no header': TABLE.split('\n', 1)[1], 'no label column': TABLE.replace('label', 'class'),
-        'no file column': TABLE.replace('file', 'name'), 'a column twice': rows(lambda r: r + ',zebra', 'file,label,label'), 'file twice': rows(lambda r: 'a/00.png,' + r, 'file,file,label'), 'bars': TABLE.replace(',', '|'), 'spaces': TABLE.replace(',', ' '),
-        'commas, then semicolons': rows(semicolons), 'a field too few': rows() + 'a/00.png\n', 'a field too many': TABLE.replace('ant', 'ant,bee', 1), 'thousands of fields': TABLE.replace('ant', 'ant' + ','*5000, 1), 'blank label': TABLE.replace('ant', '  ', 1),
-        'two labels': TABLE + 'a/00.png,bee\n', 'two labels by two paths': TABLE + './a/../a/00.png,bee\n', 'one label for all': rows(lambda r: r.split(',')[0] + ',x'), 'a quote that never ends': TABLE.replace('ant', '"ant', 1), 'the last quote never ends': TABLE.rstrip() + '"x' + '\na/00.png,"ant',
-        'a quote in the middle': TABLE.replace('a/00.png', '"a/"00.png', 1), 'one line without end': 'file,label\na/00.png,' + 'x'*300000, 'UTF-16': TABLE.encode('utf-16'), 'UTF-16 without a mark': TABLE.encode('utf-16-le'), 'UTF-32': TABLE.encode('utf-32'),
-        'Latin-1': TABLE.replace('bee', 'été').encode('latin-1'), 'NUL': TABLE.replace('bee', 'b\0ee', 1), 'NUL in a name': TABLE.replace('a/00', 'a/\x0000', 1), 'NUL at the end': TABLE + '\0'*4096, 'an image': png(4, 4), 'random bytes': random.Random(1).randbytes(2000),
+    *[table(what, text, 'true') for what, text in {'as it should be': TABLE, 'DOS': rows(end='\r\n'), 'old Mac': rows(end='\r'), 'byte order mark': '\ufeff' + TABLE,
+    'semicolons': semicolons(TABLE), 'tabs': TABLE.replace(',', '\t'),
+        'quotes': rows(lambda r: '"' + r.replace(',', '","') + '"'), 'other columns': rows(lambda r: f'é,{r},"a,b"', 'id,file,label,more'),
+        'upper case': rows(head=' FILE , Label '), 'empty lines': TABLE.replace('\n', '\n\n') + ',\n\n',
+        'each row twice': TABLE + TABLE.split('\n', 1)[1], 'backslashes': TABLE.replace('/', '\\'), 'paths': rows(lambda r: './b/../' + r),
+        'no last line end': TABLE.rstrip(),
+        '3000 columns': rows(lambda r: r.replace(',', ',7'*3000 + ','), 'file' + ',id'*3000 + ',label'),
+        'other order': rows(rows=random.Random(0).sample(sorted(TRUE.items()), 24))}.items()],
+    *[damaged_table('cut') for _ in range(14)], *[damaged_table('flip') for _ in range(8)], *[damaged_table(how) for how in ('header', 'holes', 'holes', 'lose', 'lose',
+    'insert', 'swap', 'as_text')],
+    *[table(what, text, 'refused') for what, text in {'nothing': '', 'a line end': '\n', 'a mark only': '\ufeff', 'header only': 'file,label\n',
+    'quoted header only': '"file","label"', 'no header': TABLE.split('\n', 1)[1], 'no label column': TABLE.replace('label', 'class'),
+        'no file column': TABLE.replace('file', 'name'), 'a column twice': rows(lambda r: r + ',zebra', 'file,label,label'),
+        'file twice': rows(lambda r: 'a/00.png,' + r, 'file,file,label'), 'bars': TABLE.replace(',', '|'), 'spaces': TABLE.replace(',', ' '),
+        'commas, then semicolons': rows(semicolons), 'a field too few': rows() + 'a/00.png\n', 'a field too many': TABLE.replace('ant', 'ant,bee', 1),
+        'thousands of fields': TABLE.replace('ant', 'ant' + ','*5000, 1), 'blank label': TABLE.replace('ant', '  ', 1),
+        'two labels': TABLE + 'a/00.png,bee\n', 'two labels by two paths': TABLE + './a/../a/00.png,bee\n', 'one label for all': rows(lambda r: r.split(',')[0] + ',x'),
+        'a quote that never ends': TABLE.replace('ant', '"ant', 1), 'the last quote never ends': TABLE.rstrip() + '"x' + '\na/00.png,"ant',
+        'a quote in the middle': TABLE.replace('a/00.png', '"a/"00.png', 1), 'one line without end': 'file,label\na/00.png,' + 'x'*300000,
+        'UTF-16': TABLE.encode('utf-16'), 'UTF-16 without a mark': TABLE.encode('utf-16-le'), 'UTF-32': TABLE.encode('utf-32'),
+        'Latin-1': TABLE.replace('bee', 'été').encode('latin-1'), 'NUL': TABLE.replace('bee', 'b\0ee', 1), 'NUL in a name': TABLE.replace('a/00', 'a/\x0000', 1),
+        'NUL at the end': TABLE + '\0'*4096, 'an image': png(4, 4), 'random bytes': random.Random(1).randbytes(2000),
         '50,000 rows of no image': rows(rows=[(f'x/{k}.png', 'ant') for k in range(50000)])}.items()],
-    *map(named, ['/etc/passwd', '/dev/zero', '../labels.csv', 'labels.csv', 'a', '', '.', '..', '~', '~/x.png', 'A/00.PNG/x', 'file:///a/00.png', '../'*5000 + 'x', 'x'*100000, 'a\x00b', 'ü\u202e.png', '*.png', 'a/00.png a/03.png']),
+    *map(named, ['/etc/passwd', '/dev/zero', '../labels.csv', 'labels.csv', 'a', '', '.', '..', '~', '~/x.png', 'A/00.PNG/x', 'file:///a/00.png', '../'*5000 + 'x',
+    'x'*100000, 'a\x00b', 'ü\u202e.png', '*.png', 'a/00.png a/03.png']),
     *[table(f'several labels by {sep!r}', several(sep), sep=sep) for sep in ('|', ' ', ';', 'e', 'ant', '\0', '🙂', ',')],
     table('several labels, all blank', rows(lambda r: r.split(',')[0] + ',| |'), 'refused', sep='|'))
 
@@ -373,7 +403,8 @@ def test_csv(album, tmp_path, case):
     assert len(images.y) == len(images.files) == len(images) and len(images) + len(images.skipped) == 24
     if case.more: return
     wrong = [(f, images.vocab[y]) for f, y in zip(images.files, images.y) if images.vocab[y] != TRUE[f]]
-    assert len(wrong) <= (3 if getattr(case, 'damaged', 0) else 0) if case.what != 'cut' else wrong == [] or len(wrong) == 1 and TRUE[wrong[0][0]].startswith(wrong[0][1]), wrong
+    if case.what == 'cut': assert len(wrong) <= 1 and all(TRUE[f].startswith(l) for f, l in wrong), wrong  # the last label may be shorter
+    else: assert len(wrong) <= (3 if hasattr(case, 'damaged') else 0), wrong
 
 
 @pytest.mark.parametrize('what', ['nothing', 'folder', 'loop', 'name'])
@@ -392,26 +423,46 @@ WORDS = ['', ' ', 'x', '-', '--', 'ñandú 図', '🙂', "'; rm -rf ~", '%s%n', 
 NUMBERS = ['x', '', '1.5.2', '0x10', '1e', '--', '½', 'None', '1,5', '[1]', '9'*5000]
 
 
-def option(name, *args): return lambda rng: (f'{name} {" ".join(a)[:60]!r}', dict(command=name, args=a)) if (a := [rng.choice(a) if isinstance(a, list) else a for a in args]) else None
+def option(name, *args):
+    "A command with these arguments; one of those in a list"
+    def make(rng):
+        chosen = [rng.choice(a) if isinstance(a, list) else a for a in args]
+        return f'{name} {" ".join(chosen)[:60]!r}', dict(command=name, args=chosen)
+    return make
+
+
 def of(name, **values): return [option(name, '--'+k, v) for k, vs in values.items() for v in vs]
 
 
-WRONG = dict(method=['byol', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg11', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS], epochs=['0', '-1', 'nan', '1e3', NUMBERS], size=['3', '-64', '1025', '99999999999999999999', NUMBERS], bs=['1', '-1', '-8', NUMBERS],
-             lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**32), str(2**70), '1.5', NUMBERS], weights=['none.pth', '.', '/dev/null', '/dev/zero', 'Imagenet', ' '], minutes=['-1', 'nan', '-inf', NUMBERS], device=['tpu', 'cuda:99', 'meta', 'CPU', '-1', WORDS],
-             processes=['0', '-1', '100000', NUMBERS], labels=['none.csv', '.', '/dev/null', 'Folders'], labelled=['{none}', '{file}', '{flat}', '{empty}'], sep=['|'], out=['{file}', '/dev/null', '/dev/null/x', '/proc/x', 'x'*300, '{album}/run', '{album}'])
-NETS = ['16', 'width', 'width=', 'width=print()', ')(', '*[1]', '**{}', '**{"size": 8}', 'lambda: 0', 'channels=', 'width=8', 'channels=()', 'channels=(8,8)', 'channels="abcd"', 'channels=(0,0,0,0)', 'channels=(8,8,8,-8)', 'channels=(8,8,8,1000000000000)', 'in_chans=1', 'in_chans=0', 'in_chans=7',
-        'size=99', 'name="nin"', 'images=1', 'out=3', 'method=1', 'weights=3', 'minutes=1', 'pretrained=True', 'num_classes=3', 'features_only=True', 'global_pool="x"', 'act_layer="none"', 'checkpoint_path="/etc/passwd"', '('*3000, 'é=1', 'channels=(8,8,8,8), channels=(8,8)']
-NINS = ['width=-8', 'width=0', 'width=9', 'width="a"', 'width=None', 'width=1000000000000', 'n_blocks=0', 'n_blocks=-1', 'width=8, first=(1,)', 'width=8, first=(0,0,0)', 'width=8, first=(8,8.5,8)', 'width=8, momentum="x"', 'width=8, channels=1', 'colour=1', 'channels=(8,8,8,8)']
-TRANSFERS = dict(head=['box', 'LINEAR', WORDS], upto=['-1', '5', '9'*20, NUMBERS], epochs=['-1', '1.5', NUMBERS], bs=['0', '-1', '1', NUMBERS], lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**70), NUMBERS], device=['tpu', WORDS], valid=['{none}', '{flat}', '{file}', '{empty}', '{two}'],
+WRONG = dict(method=['byol', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg11', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS],
+    epochs=['0', '-1', 'nan', '1e3', NUMBERS], size=['3', '-64', '1025', '99999999999999999999', NUMBERS], bs=['1', '-1', '-8', NUMBERS],
+             lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**32), str(2**70), '1.5', NUMBERS],
+             weights=['none.pth', '.', '/dev/null', '/dev/zero', 'Imagenet', ' '], minutes=['-1', 'nan', '-inf', NUMBERS],
+             device=['tpu', 'cuda:99', 'meta', 'CPU', '-1', WORDS],
+             processes=['0', '-1', '100000', NUMBERS], labels=['none.csv', '.', '/dev/null', 'Folders'], labelled=['{none}', '{file}', '{flat}', '{empty}'], sep=['|'],
+             out=['{file}', '/dev/null', '/dev/null/x', '/proc/x', 'x'*300, '{album}/run', '{album}'])
+NETS = ['16', 'width', 'width=', 'width=print()', ')(', '*[1]', '**{}', '**{"size": 8}', 'lambda: 0', 'channels=', 'width=8', 'channels=()', 'channels=(8,8)',
+    'channels="abcd"', 'channels=(0,0,0,0)', 'channels=(8,8,8,-8)', 'channels=(8,8,8,1000000000000)', 'in_chans=1', 'in_chans=0', 'in_chans=7',
+        'size=99', 'name="nin"', 'images=1', 'out=3', 'method=1', 'weights=3', 'minutes=1', 'pretrained=True', 'num_classes=3', 'features_only=True', 'global_pool="x"',
+        'act_layer="none"', 'checkpoint_path="/etc/passwd"', '('*3000, 'é=1', 'channels=(8,8,8,8), channels=(8,8)']
+NINS = ['width=-8', 'width=0', 'width=9', 'width="a"', 'width=None', 'width=1000000000000', 'n_blocks=0', 'n_blocks=-1', 'width=8, first=(1,)',
+    'width=8, first=(0,0,0)', 'width=8, first=(8,8.5,8)', 'width=8, momentum="x"', 'width=8, channels=1', 'colour=1', 'channels=(8,8,8,8)']
+TRANSFERS = dict(head=['box', 'LINEAR', WORDS], upto=['-1', '5', '9'*20, NUMBERS], epochs=['-1', '1.5', NUMBERS], bs=['0', '-1', '1', NUMBERS],
+    lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**70), NUMBERS], device=['tpu', WORDS], valid=['{none}', '{flat}', '{file}', '{empty}', '{two}'],
                  labels=['', 'none.csv', '/dev/null', 'Folders'], sep=['|'])
 
 OPTIONS = collect('option',
     *of('ssl_pretrain', **WRONG), *[option('ssl_pretrain', '--net', n) for n in NETS], *[option('ssl_pretrain', '--backbone', 'nin', '--net', n) for n in NINS],
-    option('ssl_pretrain', '--backbone', 'vit_small_patch16_224', '--size', '17'), option('ssl_pretrain', '--backbone', 'nin', '--net', 'width=8', '--weights', 'imagenet'), option('ssl_pretrain', '--labels', 'folders', '--sep', '|'), option('ssl_pretrain', '--labelled', '{album}', '--sep', '|'),
-    option('ssl_pretrain', '--none', '1'), option('ssl_pretrain', '--epochs'), option('ssl_pretrain', 'another'), *[option('ssl_pretrain', '@', folder) for folder in ('{none}', '{file}', '{empty}', '', '/dev/null', 'x'*5000)],
-    *of('ssl_transfer', **TRANSFERS), option('ssl_transfer', '--freeze', '--finetune'), option('ssl_transfer', '--finetune', '--lr', '-1'), option('ssl_transfer', '--finetune', '--lr', 'nan'), *[option('ssl_transfer', '@', '{run}', f) for f in ('{none}', '{file}', '{flat}', '{empty}', '{run}')],
-    *[option(name, '@', r, *more) for name, *more in (('ssl_transfer', '{album}'), ('ssl_export',)) for r in ('{none}', '{file}', '{album}', '', '/dev/null', 'x'*5000, '{run}/config.json')],
-    *of('ssl_export', to=['onnx', 'TIMM', WORDS], out=['x.pth', '/', '.', '/dev/null', '/dev/null/x.safetensors', 'x'*300 + '.safetensors', '{run}/config.json', '{run}/weights.safetensors', '{folder}']), option('ssl_export', '--half', 'yes'))
+    option('ssl_pretrain', '--backbone', 'vit_small_patch16_224', '--size', '17'), option('ssl_pretrain', '--backbone', 'nin', '--net', 'width=8', '--weights',
+    'imagenet'), option('ssl_pretrain', '--labels', 'folders', '--sep', '|'), option('ssl_pretrain', '--labelled', '{album}', '--sep', '|'),
+    option('ssl_pretrain', '--none', '1'), option('ssl_pretrain', '--epochs'), option('ssl_pretrain', 'another'),
+    *[option('ssl_pretrain', '@', folder) for folder in ('{none}', '{file}', '{empty}', '', '/dev/null', 'x'*5000)],
+    *of('ssl_transfer', **TRANSFERS), option('ssl_transfer', '--freeze', '--finetune'), option('ssl_transfer', '--finetune', '--lr', '-1'),
+    option('ssl_transfer', '--finetune', '--lr', 'nan'), *[option('ssl_transfer', '@', '{run}', f) for f in ('{none}', '{file}', '{flat}', '{empty}', '{run}')],
+    *[option(name, '@', r, *more) for name, *more in (('ssl_transfer', '{album}'), ('ssl_export',)) for r in ('{none}', '{file}', '{album}', '', '/dev/null', 'x'*5000,
+    '{run}/config.json')],
+    *of('ssl_export', to=['onnx', 'TIMM', WORDS], out=['x.pth', '/', '.', '/dev/null', '/dev/null/x.safetensors', 'x'*300 + '.safetensors', '{run}/config.json',
+    '{run}/weights.safetensors', '{folder}']), option('ssl_export', '--half', 'yes'))
 
 
 @pytest.fixture(scope='module')
@@ -438,9 +489,11 @@ def begin(album, out, **more): return pretrain(album, out, **HOW, channels=(8, 8
 def test_option(made, album, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, 'launch', lambda n: pytest.fail(f'{n} processes were started'))
-    places = dict(none=tmp_path/'none', file=made/'file', folder=made/'folder.safetensors', album=album, run=made/'run', **{k: made/k for k in ('flat', 'empty', 'two')})
+    places = dict(none=tmp_path/'none', file=made/'file', folder=made/'folder.safetensors', album=album, run=made/'run',
+        **{k: made/k for k in ('flat', 'empty', 'two')})
     args = [places[a[1:-1]] if a[:1] == '{' and a[-1:] == '}' else a.replace('{album}', str(album)).replace('{run}', str(made/'run')) for a in case.args]
-    usual = dict(ssl_pretrain=([album], [*TINY, *NET, '--out', tmp_path/'out']), ssl_transfer=([made/'run', album], ['--alone', '--epochs', '5', '--device', 'cpu']), ssl_export=([made/'run'], []))[case.command]
+    usual = dict(ssl_pretrain=([album], [*TINY, *NET, '--out', tmp_path/'out']), ssl_transfer=([made/'run', album], ['--alone', '--epochs', '5', '--device', 'cpu']),
+        ssl_export=([made/'run'], []))[case.command]
     given = args[1:] if args[:1] == ['@'] else usual[0] + args
     before = digests(album), digests(made)
     refused(*command(case.command, *given[:len(usual[0])], *usual[1], *given[len(usual[0]):]))
@@ -450,26 +503,37 @@ def test_option(made, album, tmp_path, monkeypatch, case):
 
 # Files of a run
 
+def another_seed(path, other): run = open_run(path.parent); save_weights(run.trunk, path, **{**run.config, 'seed': 1})
+
+
 JSONS = ['null', '3', '[]', '{}', '"x"', 'true', 'NaN', '['*10**5, '{"config": 3, "data": []}', '{"config": {"net": {}}, "data": {}, "metrics": {}}']
 
 
-def damaged_file(name, how): return lambda rng: (f'{name}, {how}', dict(name=name, change=lambda path, other: path.write_bytes(DAMAGES[how](random.Random(rng.random()), path.read_bytes()))))
+def damaged_file(name, how):
+    return lambda rng: (f'{name}, {how}', dict(name=name, change=lambda path, other: path.write_bytes(DAMAGES[how](rng, path.read_bytes()))))
+
+
 def replaced(name, text): return lambda rng: (f'{name}, {text[:20]}', dict(name=name, change=lambda path, other: path.write_text(text)))
 def swapped(name): return lambda rng: (f"{name}, another run's", dict(name=name, change=lambda path, other: shutil.copy(other, path)))
-def of_another_seed(name): return lambda rng: (f'{name}, of another seed', dict(name=name, change=lambda path, other: save_weights((run := open_run(path.parent)).trunk, path, **{**run.config, 'seed': 1})))
 def no_file(name): return lambda rng: (f'{name}, a folder', dict(name=name, change=lambda path, other: (path.unlink(), path.mkdir())))
 def gone(name): return lambda rng: (f'{name}, gone', dict(name=name, change=lambda path, other: path.unlink()))
 
 
 RUN_FILES = collect('run file',
-    *[damaged_file(n, how) for n in ('config.json', 'result.json', 'weights.safetensors', 'transfer-t/result.json', 'transfer-t/weights.safetensors') for how in ('cut', 'cut', 'flip', 'flip', 'header', 'holes', 'lose')],
-    *[replaced(n, t) for n in ('config.json', 'result.json') for t in JSONS], *[replaced('transfer-t/result.json', t) for t in JSONS[:3]], *[replaced(n, t) for n in ('weights.safetensors', 'transfer-t/weights.safetensors') for t in ('', 'text')],
-    *[f(n) for n in ('config.json', 'result.json', 'weights.safetensors', 'transfer-t/result.json', 'transfer-t/weights.safetensors') for f in (swapped, no_file, gone)], of_another_seed('weights.safetensors'))
+    *[damaged_file(n, how) for n in ('config.json', 'result.json', 'weights.safetensors', 'transfer-t/result.json', 'transfer-t/weights.safetensors')
+      for how in ('cut', 'cut', 'flip', 'flip', 'header', 'holes', 'lose')],
+    *[replaced(n, t) for n in ('config.json', 'result.json') for t in JSONS], *[replaced('transfer-t/result.json', t) for t in JSONS[:3]],
+    *[replaced(n, t) for n in ('weights.safetensors', 'transfer-t/weights.safetensors') for t in ('', 'text')],
+    *[f(n) for n in ('config.json', 'result.json', 'weights.safetensors', 'transfer-t/result.json', 'transfer-t/weights.safetensors')
+      for f in (swapped, no_file, gone)],
+    lambda rng: ('weights.safetensors, of another seed', dict(name='weights.safetensors', change=another_seed)))
 
-CHECKPOINTS = collect('checkpoint', *[damaged_file('checkpoint.ckpt', how) for how in ('cut', 'cut', 'cut', 'flip', 'flip', 'flip', 'header', 'holes', 'holes', 'lose', 'insert', 'swap')], replaced('checkpoint.ckpt', ''), replaced('checkpoint.ckpt', 'PK\x03\x04'), no_file('checkpoint.ckpt'),
+CHECKPOINTS = collect('checkpoint', *[damaged_file('checkpoint.ckpt', how) for how in ('cut', 'cut', 'cut', 'flip', 'flip', 'flip', 'header', 'holes', 'holes', 'lose',
+    'insert', 'swap')], replaced('checkpoint.ckpt', ''), replaced('checkpoint.ckpt', 'PK\x03\x04'), no_file('checkpoint.ckpt'),
     *[damaged_file('config.json', how) for how in ('cut', 'flip')])
 
-CACHES = collect('cache', *[damaged_file(n, how) for n in ('*.bin', '*.json') for how in ('cut', 'flip', 'holes', 'lose')], *[f(n) for n in ('*.bin', '*.json') for f in (swapped, no_file, gone)], *[replaced('*.json', t) for t in JSONS[:8]])
+CACHES = collect('cache', *[damaged_file(n, how) for n in ('*.bin', '*.json') for how in ('cut', 'flip', 'holes', 'lose')],
+    *[f(n) for n in ('*.bin', '*.json') for f in (swapped, no_file, gone)], *[replaced('*.json', t) for t in JSONS[:8]])
 
 
 @pytest.fixture(scope='module')
@@ -503,7 +567,8 @@ def test_run_file(made, album, right, tmp_path, case):
     given, line = answer(begin, album, run)
     after = digests(run)
     assert digests(album) == photos
-    if not line and case.name in ('result.json', 'weights.safetensors') and 'gone' in case.what: assert given.result['metrics'] == metrics and same(load_file(given.weights), weights)  # learned anew
+    if not line and case.what in ('result.json, gone', 'weights.safetensors, gone'):  # learned anew
+        assert given.result['metrics'] == metrics and same(load_file(given.weights), weights)
     elif not line and case.what == 'config.json, gone': assert after == {**before, 'config.json': digests(made/'run')['config.json']}  # the weights know it too
     else: assert after == before
 
@@ -569,9 +634,7 @@ def pth(what, make, must='refused', **how):
 def st(what, make, must='refused'): return lambda rng: (f'safetensors, {what}', dict(name='w.safetensors', data=lambda: make(random.Random(rng.random())), must=must))
 
 
-def saved(config='{}', state=None):
-    from safetensors.torch import save
-    return save(state or tensors(), metadata=dict(format='pt', config=config))
+def saved(config='{}'): return save(tensors(), metadata=dict(format='pt', config=config))
 
 
 def header(text, n=None): text = text.encode() if isinstance(text, str) else text; return struct.pack('<Q', len(text) if n is None else n) + text + bytes(100)
@@ -588,16 +651,31 @@ def bytes_of(make):
 
 
 WEIGHTS = collect('weights',
-    *[st(how, lambda rng, how=how: DAMAGES[how](rng, saved()), must) for how, must in (('cut', 'refused'), ('cut', 'refused'), ('cut', 'refused'), ('flip', None), ('header', None), ('header', None), ('lose', 'refused'), ('insert', 'refused'), ('swap', 'refused'))],
-    *[st(what, lambda rng, data=data: data) for what, data in {'header of 2^60 bytes': header('{"a":1}', 2**60), 'header of 2^63 bytes': header('{"a":1}', 2**63), 'header of 0 bytes': header('', 0), 'header no JSON': header('{' + 'x'*50), 'header a list': header('[]'), 'header deep': header('{"a":'*5000), 'empty': b'', 'eight bytes': bytes(8),
-        'offsets beyond': header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,99999]}}'), 'offsets backwards': header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}'), 'shape of 2^60': header('{"a":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,16]}}'), 'no such dtype': header('{"a":{"dtype":"X9","shape":[4],"data_offsets":[0,16]}}')}.items()],
+    *[st(how, lambda rng, how=how: DAMAGES[how](rng, saved()), must) for how, must in (('cut', 'refused'), ('cut', 'refused'), ('cut', 'refused'), ('flip', None),
+    ('header', None), ('header', None), ('lose', 'refused'), ('insert', 'refused'), ('swap', 'refused'))],
+    *[st(what, lambda rng, data=data: data) for what, data in {'header of 2^60 bytes': header('{"a":1}', 2**60), 'header of 2^63 bytes': header('{"a":1}', 2**63),
+    'header of 0 bytes': header('', 0), 'header no JSON': header('{' + 'x'*50), 'header a list': header('[]'), 'header deep': header('{"a":'*5000), 'empty': b'',
+    'eight bytes': bytes(8),
+        'offsets beyond': header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,99999]}}'),
+        'offsets backwards': header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}'),
+        'shape of 2^60': header('{"a":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,16]}}'),
+        'no such dtype': header('{"a":{"dtype":"X9","shape":[4],"data_offsets":[0,16]}}')}.items()],
     *[st(f'config {config!r}', lambda rng, config=config: saved(config), None) for config in ('[]', 'null', '3', '{"recipe": 3}', '{"recipe": [1]}', '{', '"x"')],
-    pth('code to run', lambda: dict(tensors(), more=Evil())), pth('code to run, as before', lambda: dict(tensors(), more=Evil()), _use_new_zipfile_serialization=False), lambda rng: ('pickle with code to run', dict(name='w.pth', data=lambda: pickle.dumps(Evil(), 2), must='refused')),
-    *[pth(what, make) for what, make in {'a list': lambda: list(tensors().values()), 'a number': lambda: 3, 'a tensor': lambda: torch.zeros(3), 'nothing': lambda: None, 'numbers': lambda: dict(a=1, b=2.), 'no names': lambda: {}, 'other shapes': lambda: {k: v[..., None] for k, v in tensors().items()}, 'strings': lambda: {k: 'x' for k in tensors()},
-        'whole numbers': lambda: {k: v.to(torch.int8) for k, v in tensors().items()}, 'complex numbers': lambda: {k: v.to(torch.complex64) for k, v in tensors().items()}, 'not a number': lambda: spoilt(float('nan')), 'infinity': lambda: spoilt(float('inf')), 'a sparse tensor': lambda: but(f=lambda w: w.to_sparse()), 'a tensor without numbers': lambda: but(f=lambda w: w.to('meta')),
-        'a quantised tensor': lambda: but(f=lambda w: torch.quantize_per_tensor(w, .1, 0, torch.qint8)), 'names with line ends': lambda: {f'a\n{k}\x1b': v[..., None] for k, v in tensors().items()}, 'a name of dots': lambda: {'.'*20000: torch.zeros(3)}, '1500 prefixes': lambda: {f'p{k}.weight': torch.zeros(1) for k in range(1500)}, 'one missing': lambda: dict(list(tensors().items())[1:])}.items()],
-    pth('itself in it', endless, None), pth('dictionaries in dictionaries', deep, None), pth('names that are numbers', lambda: dict(enumerate(tensors().values()))), lambda rng: ('a zip', dict(name='w.pth', data=zipped, must='refused')), lambda rng: ('a text', dict(name='w.pth', data=lambda: b'no weights', must='refused')),
-    *[(lambda rng, how=how: (f'.pth, {how}', dict(name='w.pth', data=lambda: DAMAGES[how](random.Random(how), bytes_of(tensors)), must='refused' if how == 'cut' else None))) for how in ('cut', 'flip', 'header', 'holes', 'lose')])
+    pth('code to run', lambda: dict(tensors(), more=Evil())), pth('code to run, as before', lambda: dict(tensors(), more=Evil()), _use_new_zipfile_serialization=False),
+    lambda rng: ('pickle with code to run', dict(name='w.pth', data=lambda: pickle.dumps(Evil(), 2), must='refused')),
+    *[pth(what, make) for what, make in {'a list': lambda: list(tensors().values()), 'a number': lambda: 3, 'a tensor': lambda: torch.zeros(3), 'nothing': lambda: None,
+    'numbers': lambda: dict(a=1, b=2.), 'no names': lambda: {}, 'other shapes': lambda: {k: v[..., None] for k, v in tensors().items()},
+    'strings': lambda: {k: 'x' for k in tensors()},
+        'whole numbers': lambda: {k: v.to(torch.int8) for k, v in tensors().items()},
+        'complex numbers': lambda: {k: v.to(torch.complex64) for k, v in tensors().items()}, 'not a number': lambda: spoilt(float('nan')), 'infinity': lambda: spoilt(float('inf')),
+        'a sparse tensor': lambda: but(f=lambda w: w.to_sparse()), 'a tensor without numbers': lambda: but(f=lambda w: w.to('meta')),
+        'a quantised tensor': lambda: but(f=lambda w: torch.quantize_per_tensor(w, .1, 0, torch.qint8)),
+        'names with line ends': lambda: {f'a\n{k}\x1b': v[..., None] for k, v in tensors().items()}, 'a name of dots': lambda: {'.'*20000: torch.zeros(3)},
+        '1500 prefixes': lambda: {f'p{k}.weight': torch.zeros(1) for k in range(1500)}, 'one missing': lambda: dict(list(tensors().items())[1:])}.items()],
+    pth('itself in it', endless, None), pth('dictionaries in dictionaries', deep, None), pth('names that are numbers', lambda: dict(enumerate(tensors().values()))),
+    lambda rng: ('a zip', dict(name='w.pth', data=zipped, must='refused')), lambda rng: ('a text', dict(name='w.pth', data=lambda: b'no weights', must='refused')),
+    *[(lambda rng, how=how: (f'.pth, {how}', dict(name='w.pth', data=lambda: DAMAGES[how](random.Random(how), bytes_of(tensors)),
+    must='refused' if how == 'cut' else None))) for how in ('cut', 'flip', 'header', 'holes', 'lose')])
 
 
 @every('weights', WEIGHTS)
