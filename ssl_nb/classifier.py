@@ -26,7 +26,7 @@ from .study import find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, load_weights, read_config, save_weights
 
-# %% ../nbs/29_classifier.ipynb #a1cd4f4f
+# %% ../nbs/29_classifier.ipynb #563da98e
 CLASSIFIERS = 'linear', 'nonlinear', 'conv'
 
 def fit_head(
@@ -49,7 +49,7 @@ def fit_head(
     learn.add_cb(StopDiverged())
     return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc)), desc)
 
-# %% ../nbs/29_classifier.ipynb #563da98e
+# %% ../nbs/29_classifier.ipynb #2ed67537
 def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, epochs=None, lr=None, flip=True, seed=0):
     "The configuration of a transfer: enough epochs for some hundred steps"
     if head not in CLASSIFIERS: raise InputError(f"unknown head {head!r}: choose one of {', '.join(CLASSIFIERS)}")
@@ -91,7 +91,7 @@ def transfer(
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")
     return result
 
-# %% ../nbs/29_classifier.ipynb #2ed67537
+# %% ../nbs/29_classifier.ipynb #675fd837
 def trunk_channels(
     c:dict): # configuration of a run
     "Channels of the images that its net takes: 1 or 3"
@@ -136,7 +136,7 @@ def whole_net(trunk, learn, t):
     "Body and head together, also when the head was trained on cached features"
     return learn.model if t['finetune'] else nn.Sequential(trunk.upto(t['upto']), learn.model)
 
-# %% ../nbs/29_classifier.ipynb #2eb22010
+# %% ../nbs/29_classifier.ipynb #bce80d8d
 def load_classifier(
     folder): # of a transfer, such as `run/transfer-linear-300labels`
     "The trained net of a transfer, what images go through before it, and its configuration. Raises `InputError` for another folder, or when the file is damaged."
@@ -148,7 +148,7 @@ def load_classifier(
     head = make_head(t['head'], feature_shape(build_trunk(c['net']), t['upto'], c['size']), len(s['vocab']))
     return load_weights(nn.Sequential(body, head), path).eval(), Normalize(c['mean'], c['std']), s
 
-# %% ../nbs/29_classifier.ipynb #30cdc8f0
+# %% ../nbs/29_classifier.ipynb #50273202
 def export_run(
     run, # a `Run`, or its folder
     to:str='timm', # `timm`, `torch` or `safetensors`, see `export_weights`

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from .data import InputError
 from .weights import atomic
 
-# %% ../nbs/25_decode.ipynb #a1fb3fba
+# %% ../nbs/25_decode.ipynb #9cae3ff0
 SUFFIXES = '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.pnm'
 _CANNOT = '.heic', '.heif', '.avif', '.jxl'  # photographs that would be missed: skipped, counted and named, not passed over
 _HIDDEN = '__MACOSX', 'Thumbs.db', 'desktop.ini'
@@ -76,7 +76,7 @@ def find_images(
     if not found: raise InputError(f"{shown(folder)} holds no images: looked in it and below it for {', '.join(SUFFIXES)}, and found {instead}")
     return dict(sorted(found.items()))
 
-# %% ../nbs/25_decode.ipynb #13b69320
+# %% ../nbs/25_decode.ipynb #3808ed38
 _FORMATS = 'JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM'  # not all that Pillow knows: some start other programs
 _MOST,_HUGE = 178_956_970, 'too large (over 178 million pixels)'  # Pillow's own limit
 
@@ -98,7 +98,7 @@ def _why(e):
     if isinstance(e, OSError) and e.errno: return os.strerror(e.errno).lower()
     return 'truncated' if 'truncated' in str(e) else 'of unknown colours' if 'conversion' in str(e) else 'damaged'
 
-# %% ../nbs/25_decode.ipynb #12e57d9d
+# %% ../nbs/25_decode.ipynb #e6477811
 _TURNS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE, 6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
 
 def _upright(img):
@@ -120,7 +120,7 @@ def _eight_bits(img):
     if img.mode[0] in 'IF': return Image.fromarray(_grey_values(np.asarray(img)))
     return img.convert('RGBA' if img.has_transparency_data else 'L' if img.mode in ('1','L') else 'RGB')
 
-# %% ../nbs/25_decode.ipynb #bcfd9809
+# %% ../nbs/25_decode.ipynb #4f0ec14c
 def _cut(img, size):
     "The middle square, resized with antialiasing"
     side = min(img.size)
@@ -141,7 +141,7 @@ def _try_square(path, size, channels=None):
     try: return _square(path, size, channels)
     except Exception as e: return _why(e)
 
-# %% ../nbs/25_decode.ipynb #903466a8
+# %% ../nbs/25_decode.ipynb #e5b6b0d6
 @contextmanager
 def _quiet():
     "Keep to itself what Pillow remarks about odd files"
@@ -163,7 +163,7 @@ def good_size(
     if not sides: raise InputError("no size can be chosen, for none of the images looked at can be read; give a size")
     return max([s for s in (32,64,96,128,224) if s <= np.median(sides)], default=32)
 
-# %% ../nbs/25_decode.ipynb #15f5d07a
+# %% ../nbs/25_decode.ipynb #dae37bf5
 def tell_skipped(
     skipped:dict): # of each file that could not be read, why
     "How many files for which reason, and the first, in words"
@@ -208,7 +208,7 @@ def _read_all(f, root, names, size, channels, workers, max_bad, bar):
     if grey: _first_channel(f, len(files), size)
     return files, skipped, (len(files), 1 if grey else channels or 3, size, size)
 
-# %% ../nbs/25_decode.ipynb #bf73090c
+# %% ../nbs/25_decode.ipynb #d5876459
 def memory_needed(
     n:int, # images
     size:int, # side of an image, pixels
@@ -231,7 +231,7 @@ def fits(
     "Whether so many bytes can be held in memory"
     return n_bytes <= share*_free_memory()
 
-# %% ../nbs/25_decode.ipynb #08b17ca9
+# %% ../nbs/25_decode.ipynb #f63c7d36
 _VERSION = 1  # of what this notebook makes of an image: with another number all images are decoded anew
 
 def _cache_path(cache, root, found, size, channels, part=''):
@@ -275,7 +275,7 @@ def _keep(path, read, n_bytes):
     _sweep(path)
     return x, files, skipped
 
-# %% ../nbs/25_decode.ipynb #d9f545cd
+# %% ../nbs/25_decode.ipynb #fdba5887
 def decode_images(
     root, # the folder
     found:dict, # the images below it, from `find_images`

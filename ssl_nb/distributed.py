@@ -7,7 +7,7 @@ __all__ = ['LOST', 'launched', 'is_first', 'which_process', 'join_processes', 'l
            'end_with_parent', 'my_share', 'from_first', 'share_loader', 'my_rows', 'all_rows', 'ShareBatch',
            'CollectBatch', 'synced_norms', 'norms_of', 'data_parallel', 'launch', 'free_port', 'process_env']
 
-# %% ../nbs/27b_distributed.ipynb #9d5cf078
+# %% ../nbs/27b_distributed.ipynb #25b45e2b
 import atexit
 import os
 import re
@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .data import ImageDL, InputError
 from .learner import ssl_learner  # with its `no_bar`
 
-# %% ../nbs/27b_distributed.ipynb #33da270e
+# %% ../nbs/27b_distributed.ipynb #b53b0029
 def launched():
     "Was this process started as one of several, by `torchrun`, `accelerate launch` or `launch`?"
     return 'RANK' in os.environ
@@ -49,7 +49,7 @@ def which_process():
     "Which process this is, and of how many: (0, 1) when it is alone"
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-# %% ../nbs/27b_distributed.ipynb #4222e670
+# %% ../nbs/27b_distributed.ipynb #e7288efa
 LOST = "another process has ended or does not answer, and this one cannot go on alone; the same command goes on where they were"
 
 def join_processes(
@@ -92,7 +92,7 @@ def _or_lost():
         if isinstance(e, dist.DistError) or 'gloo/transport' in str(e): raise InputError(LOST) from e
         raise
 
-# %% ../nbs/27b_distributed.ipynb #026395f7
+# %% ../nbs/27b_distributed.ipynb #3b4fb321
 def take_gpu(
     k:int, # number of the process on this machine
     n:int): # processes on this machine
@@ -115,7 +115,7 @@ def _one_line(hook):
         else: hook(kind, e, tb)
     return f
 
-# %% ../nbs/27b_distributed.ipynb #1cc8d024
+# %% ../nbs/27b_distributed.ipynb #af3a9959
 def my_share(
     idxs, # order of the images in an epoch, `int64` [N]
     bs:int, # images a batch, of all processes together
@@ -125,7 +125,7 @@ def my_share(
     n = len(idxs)//bs
     return idxs[:n*bs].view(n, world, bs//world)[:,rank].flatten()
 
-# %% ../nbs/27b_distributed.ipynb #825158c9
+# %% ../nbs/27b_distributed.ipynb #42a0a5a3
 def from_first(
     t, # a tensor of the same shape in every process
     device=None): # where the processes exchange tensors; by default the CPU
@@ -148,7 +148,7 @@ def share_loader(
         return mine if ours else mine.tolist()
     return dl.new(bs=bs, get_idxs=order, **(dict(steps=steps) if ours else dict(n=steps*bs)))
 
-# %% ../nbs/27b_distributed.ipynb #164cb326
+# %% ../nbs/27b_distributed.ipynb #e393932b
 def my_rows(
     t, # [N,...]
     rank:int, # which process
@@ -167,7 +167,7 @@ def all_rows(
     dist.all_gather(parts, t)
     return torch.cat(parts)[:n]
 
-# %% ../nbs/27b_distributed.ipynb #cc29686e
+# %% ../nbs/27b_distributed.ipynb #30690ea3
 class ShareBatch(Callback):
     "Last before the net is called: a training step goes through torch's wrapper, an evaluation gets this process's rows"
     order = 1000
@@ -188,7 +188,7 @@ class ShareBatch(Callback):
         if self.training: self.learn.model = self.wrapped
         else: self.learn.xb = tuple(my_rows(x, *which_process()) for x in self.xb)
 
-# %% ../nbs/27b_distributed.ipynb #30690ea3
+# %% ../nbs/27b_distributed.ipynb #40becb48
 class CollectBatch(Callback):
     "First after the net was called: the net without its wrapper, all rows of an evaluation, the loss of all processes"
     order = -1000
@@ -217,7 +217,7 @@ class CollectBatch(Callback):
         self.before_validate()
         from_first(torch.zeros(1), self.dls.device)  # whoever reads what the first process writes in a fit waits for it
 
-# %% ../nbs/27b_distributed.ipynb #3af0c967
+# %% ../nbs/27b_distributed.ipynb #fb0ac381
 @contextmanager
 def synced_norms(
     model:nn.Module): # on GPUs
@@ -228,7 +228,7 @@ def synced_norms(
     finally:
         for m,kind in norms: m.__class__ = kind; del m.process_group
 
-# %% ../nbs/27b_distributed.ipynb #9ce42aa7
+# %% ../nbs/27b_distributed.ipynb #205e4dd0
 def norms_of(
     model:nn.Module,
     device, # a torch device
@@ -243,7 +243,7 @@ def norms_of(
 @cache
 def _say(text): print(text)  # once
 
-# %% ../nbs/27b_distributed.ipynb #e6a6d32a
+# %% ../nbs/27b_distributed.ipynb #f43e4b0a
 @contextmanager
 def data_parallel(
     learn, # a `Learner`, made alike in every process
@@ -263,7 +263,7 @@ def _silent(learn, silent):
     if not silent: yield; return
     with learn.no_bar(), learn.no_logging(): yield
 
-# %% ../nbs/27b_distributed.ipynb #c6e68ada
+# %% ../nbs/27b_distributed.ipynb #1a994e80
 def launch(
     n:int, # how many processes
     argv:list|None=None): # script and arguments; by default those of this command
@@ -293,7 +293,7 @@ def process_env(
     threads = dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1)//n)))
     return {**threads, **os.environ, **{name: str(v) for name,v in where.items()}, **(dict(TQDM_DISABLE='1') if k else {})}
 
-# %% ../nbs/27b_distributed.ipynb #1a994e80
+# %% ../nbs/27b_distributed.ipynb #98301e7b
 def _wait(procs, grace=10.):
     "Wait until all have ended; when one fails, end the others after a while. Gives those that failed, in that order, and those that had to be ended."
     failed,stuck,since = [], [], None
@@ -320,7 +320,7 @@ def _hand_on(procs):
     finally:
         for s,handler in old.items(): signal.signal(s, handler)
 
-# %% ../nbs/27b_distributed.ipynb #98301e7b
+# %% ../nbs/27b_distributed.ipynb #b5597dcd
 class _Lines:
     "The error output of several processes, each line once"
     def __init__(self): self.shown,self.own,self.lost,self.lock = Counter(), {}, set(), threading.Lock()

@@ -6,7 +6,7 @@
 __all__ = ['ENDINGS', 'NAMINGS', 'plain_model', 'recipe_of', 'build_trunk', 'TimmNIN', 'ssl_nin', 'load_code', 'export_weights',
            'read_tensors', 'Loaded', 'load_any']
 
-# %% ../nbs/27_export.ipynb #cd98030f
+# %% ../nbs/27_export.ipynb #c677b7a7
 import io
 import json
 import os
@@ -30,7 +30,7 @@ from .neighbours import pool
 from .nets import NIN, Trunk
 from .weights import atomic, cpu_state, read_config, read_weights, save_weights
 
-# %% ../nbs/27_export.ipynb #4644cc0a
+# %% ../nbs/27_export.ipynb #3e3c334f
 def plain_model(
     trunk:nn.Module): # a trunk of `backbone`, a `NIN`, or any other net
     "The net whose names a file has: timm's model inside of a trunk, or else the net itself"
@@ -66,7 +66,7 @@ def _channels(args):
     "timm's word for the channels of the images is `in_chans`, a NIN's is `channels`"
     return {'channels' if k == 'in_chans' else k: v for k,v in args.items()}
 
-# %% ../nbs/27_export.ipynb #bbbb6125
+# %% ../nbs/27_export.ipynb #002cdd6e
 class TimmNIN(NIN):
     "A `NIN` that behaves as timm's models do: features [N,C], averaged over the image, or with `num_classes` scores"
     def __init__(self,
@@ -90,7 +90,7 @@ def ssl_nin(
     if pretrained: raise InputError("ssl_nin: there are no weights to fetch; load a file of yours")
     return TimmNIN(**_channels(kwargs))
 
-# %% ../nbs/27_export.ipynb #6d487513
+# %% ../nbs/27_export.ipynb #8fccaa5d
 ENDINGS = dict(timm='.safetensors', torch='.pth', safetensors='.safetensors')
 
 def _call(f, *args, **kwargs): return f"{f}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k,v in kwargs.items() if v is not None)])})"
@@ -118,7 +118,7 @@ def _image_line(trunk, mean=None, std=None, size=None, **config):
     line = f"# m(x): features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
     return line + (f"in 0..1 and then (x - mean)/std by channel, with mean {mean} and std {std}" if mean and std else "normalised as in the pretraining")
 
-# %% ../nbs/27_export.ipynb #8fccaa5d
+# %% ../nbs/27_export.ipynb #b63fce32
 def load_code(
     trunk:Trunk, # of `backbone`, or a `NIN`
     path='weights.safetensors', # the file
@@ -138,7 +138,7 @@ def _plain_config(config):
     numbers = lambda v: [round(x, 6) for x in torch.as_tensor(v, dtype=torch.float64).flatten().tolist()]
     return {k: numbers(v) if k in ('mean','std') and v is not None else v for k,v in config.items()}
 
-# %% ../nbs/27_export.ipynb #5d9530e3
+# %% ../nbs/27_export.ipynb #82eadd01
 def export_weights(
     trunk:Trunk, # of `backbone`, or a `NIN`
     path, # file to write: .safetensors, or .pth for 'torch'
@@ -158,7 +158,7 @@ def _torch_save(state, path):
     torch.save(state, data)
     with atomic(path) as part: part.write_bytes(data.getvalue())
 
-# %% ../nbs/27_export.ipynb #02aff149
+# %% ../nbs/27_export.ipynb #e42ebb65
 def read_tensors(
     path): # .safetensors, or what torch.save wrote: .pth, .pt, .ckpt
     "All tensors of a file, by name. No code that a file may hold is run: raises `InputError` for a file that needs it, or that is missing, damaged or without tensors."
@@ -190,7 +190,7 @@ def _why_refused(path, e):
     if not wants: return f"{path} is damaged or no file of weights; give a .safetensors file, or one of torch.save"
     return f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused; where you trust it, write its weights anew by torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'new.pth')"
 
-# %% ../nbs/27_export.ipynb #c3eda374
+# %% ../nbs/27_export.ipynb #8c69dd4f
 _NUMBERS = lambda first: [(r'^0\.', 'conv1.'), (r'^1\.', 'bn1.'), *((rf'^{first+k}\.', f'layer{k+1}.') for k in range(4))]
 _SHORTCUT = [(r'\.shortcut\.', '.downsample.')]
 _MBCONV = [(r'block\.0\.0\.', 'conv_pw.'), (r'block\.0\.1\.', 'bn1.'), (r'block\.1\.0\.', 'conv_dw.'), (r'block\.1\.1\.', 'bn2.'), (r'block\.2\.fc1\.', 'se.conv_reduce.'),
@@ -212,7 +212,7 @@ def _rename(k, rules):
     for old,new in rules: k = re.sub(old, new, k)
     return k
 
-# %% ../nbs/27_export.ipynb #a29a66cf
+# %% ../nbs/27_export.ipynb #2b62f24a
 @dataclass(repr=False)
 class Loaded:
     "What a file and a trunk have in common; printed, it says what was loaded and what was not"
@@ -254,7 +254,7 @@ def _groups(names, prefix):
         return k[:at] + head + ('.*' if dot else '')
     return list(Counter(map(group, names)))
 
-# %% ../nbs/27_export.ipynb #2b62f24a
+# %% ../nbs/27_export.ipynb #935e563e
 def _there(own, names, prefix, naming):
     "The trunk's names that are among these, and what they are there"
     theirs = {_rename(k[len(prefix):], NAMINGS[naming]): k for k in names}

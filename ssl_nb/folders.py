@@ -25,7 +25,7 @@ from .decode import decode_images, find_images, fits, good_size, memory_needed, 
 # %% ../nbs/26_folders.ipynb #1b67e755
 _all_ = ['good_size', 'fits', 'memory_needed']  # from `decode`: one import is enough for who reads a folder
 
-# %% ../nbs/26_folders.ipynb #d4af4d44
+# %% ../nbs/26_folders.ipynb #1abe688d
 class FolderImages(Images):
     "`Images` that come from files: `files` and `root` say from which, `skipped` which could not be taken and why"
     on_disk = False  # are they read batch by batch, since memory does not hold them?
@@ -60,7 +60,7 @@ class FolderImages(Images):
 
     def __repr__(self): return super().__repr__() + (f', {len(self.skipped)} skipped' if self.skipped else '')
 
-# %% ../nbs/26_folders.ipynb #5ceadb92
+# %% ../nbs/26_folders.ipynb #dba5b4ad
 _PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'unlabeled', 'unlabelled'}
 
 def _folder_labels(found, root):
@@ -73,7 +73,7 @@ def _folder_labels(found, root):
     if {n.lower() for n in names} <= _PARTS: raise InputError(f"{shown(root)}: its subfolders are called {', '.join(names)}, as parts of a data set are, not classes; read each as a folder of its own, or give labels=None")
     return labels
 
-# %% ../nbs/26_folders.ipynb #fea0416c
+# %% ../nbs/26_folders.ipynb #d98a9b25
 def _csv_text(path):
     try: text = path.read_bytes().decode('utf-8-sig')
     except OSError as e: raise InputError(f"{shown(path)} cannot be read: {e.strerror}; labels should be 'folders', None, or the path of a CSV file with the columns file and label") from e
@@ -97,7 +97,7 @@ def _csv_rows(path):
             yield rows.line_num, row[names.index('file')].strip(), row[names.index('label')].strip()
     except csv.Error as e: raise InputError(f"{shown(path)}, line {rows.line_num}: {e}; mend the line") from e
 
-# %% ../nbs/26_folders.ipynb #1945f979
+# %% ../nbs/26_folders.ipynb #ef7e2533
 def _meant(file, found, root, beside):
     "The name in `found` that a row means, from the folder or from where the CSV file is; None when there is none"
     for base,f in [(b,f) for f in (file, file.replace('\\', '/')) for b in (root,beside)]:
@@ -117,7 +117,7 @@ def _csv_labels(path, found, root, sep):
     if not labels: raise InputError(f"{shown(path)} names no image; give each a row under file,label")
     return labels
 
-# %% ../nbs/26_folders.ipynb #8e5bc173
+# %% ../nbs/26_folders.ipynb #ac64d283
 def _check_vocab(vocab, labels, several, root):
     "The names of the classes in order. Raises `InputError` when there are too few, one twice, or when an image has another."
     vocab = sorted({n for names in labels.values() for n in names}) if vocab is None else list(map(str, vocab))
@@ -137,7 +137,7 @@ def _targets(labels, vocab, several):
     for row,names in zip(y, labels): row[[number[n] for n in names]] = True
     return y
 
-# %% ../nbs/26_folders.ipynb #824c8997
+# %% ../nbs/26_folders.ipynb #deb9584a
 def skipped_words(
     images:FolderImages): # a set read by `image_folder`
     "One line on the files that were left out"
@@ -165,7 +165,7 @@ def _find_labels(labels, found, root, sep, vocab):
     if named is None and vocab is not None: raise InputError(f"{shown(root)}: vocab is given, but there are no labels; put the images of each class into a subfolder, or give the path of a CSV file as labels")
     return named, named and _check_vocab(vocab, named, sep is not None, root)
 
-# %% ../nbs/26_folders.ipynb #deb9584a
+# %% ../nbs/26_folders.ipynb #41d7c494
 def image_folder(
     folder, # images anywhere below it
     size:int|None=64, # side of the images, pixels, 8 to 1024; None: chosen by `good_size`
@@ -192,7 +192,7 @@ def image_folder(
     if skipped: warnings.warn(skipped_words(images), stacklevel=2)
     return images
 
-# %% ../nbs/26_folders.ipynb #5d3046a4
+# %% ../nbs/26_folders.ipynb #2c31e201
 def measure_stats(
     images:Images, # `uint8`, or floats in 0..1
     n:int=2000): # how many to look at, at most, evenly from the whole
@@ -204,7 +204,7 @@ def measure_stats(
     mean,square = sums/count
     return tuple(mean.tolist()), tuple((square-mean**2).clamp(min=1/255**2).sqrt().tolist())
 
-# %% ../nbs/26_folders.ipynb #ae6e99b6
+# %% ../nbs/26_folders.ipynb #4a97578e
 def _digests(images):
     for some in images.x.split(256):
         for row in some.cpu().numpy(): yield hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()

@@ -44,7 +44,7 @@ from .study import duration, find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics
 from .weights import Checkpoint, atomic, checksum, read_config, save_weights
 
-# %% ../nbs/28_runs.ipynb #9f2d47e6
+# %% ../nbs/28_runs.ipynb #70b31316
 METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.1), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))
 
 def run_settings(
@@ -79,7 +79,7 @@ def best_precision(
     if kind != 'cuda': return 'float32'
     return 'bf16' if torch.cuda.get_device_capability() >= (8,0) else 'fp16'  # older ones claim bf16, but emulate it
 
-# %% ../nbs/28_runs.ipynb #afd219d9
+# %% ../nbs/28_runs.ipynb #f9b2d144
 def run_augment(
     c:dict): # configuration of a run
     "What the images of a run go through, in training and to be measured"
@@ -129,7 +129,7 @@ def run_fit(
     if c['method'] == 'simsiam': return lambda: learn.fit_cosine(c['epochs'], warmup=min(5, c['epochs']//10), constant=(1,))
     return lambda: learn.fit_one_cycle(c['epochs'], learn.lr)
 
-# %% ../nbs/28_runs.ipynb #e3797640
+# %% ../nbs/28_runs.ipynb #299961e4
 class StepTimer(Callback):
     "Seconds of each training step, loader and all"
     run_valid = False
@@ -153,7 +153,7 @@ def seconds_needed(
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return min(timer.times[1:])*c['epochs']*(n//c['bs'])
 
-# %% ../nbs/28_runs.ipynb #66246307
+# %% ../nbs/28_runs.ipynb #c6aa8b09
 def probes_of(
     images:Images): # labelled
     "What can be asked of features with these labels: name -> function of (bank, query)"
@@ -179,7 +179,7 @@ def measure(
     feats = [Images(pool(predict(body, im, norm)), im.y.cpu(), im.vocab, im.name) for im in (bank,query)]
     return {**out, **{k: f(*feats) for k,f in probes_of(bank).items()}}
 
-# %% ../nbs/28_runs.ipynb #f44945dd
+# %% ../nbs/28_runs.ipynb #6e762f0a
 def write_json(
     path, # of a file of a run
     **content): # what JSON can hold
@@ -202,7 +202,7 @@ def _checksum(content): return checksum(json.dumps(json.loads(json.dumps(content
 def _at(content, name):
     for k in name.split('.'): content = content[k]
 
-# %% ../nbs/28_runs.ipynb #6f9be343
+# %% ../nbs/28_runs.ipynb #a849b344
 class Run:
     "The folder of a run: what is in it, and how to read it"
     def __init__(self, folder): self.folder = Path(folder)
@@ -240,7 +240,7 @@ def open_run(
     if not run.result or not run.weights.exists(): raise InputError(f"the run in {folder} is not finished; the command that began it goes on where it was")
     return run
 
-# %% ../nbs/28_runs.ipynb #790f4fa7
+# %% ../nbs/28_runs.ipynb #6cf934a9
 class StopDiverged(Callback):
     "Stop a fit whose loss is no longer a number: nothing will come of it"
     order = Recorder.order + 2  # before the checkpoint
@@ -279,7 +279,7 @@ def some(
     "Some of them, evenly from the whole"
     return rows[::max(1, -(-len(rows)//k))]
 
-# %% ../nbs/28_runs.ipynb #6cf934a9
+# %% ../nbs/28_runs.ipynb #4d4a0a20
 def as_images(
     what, # `Images`, or a folder of images
     **kwargs): # for `image_folder`
@@ -342,7 +342,7 @@ def _check_same(run, c, data):
     other = [f'{k}: {v} and not {new.get(k)}' for k,v in {**old['config'], **old['data']}.items() if v != new.get(k)]
     raise InputError(f"{run.folder} holds another run ({'; '.join(other)}); choose another folder, or delete it")
 
-# %% ../nbs/28_runs.ipynb #4d4a0a20
+# %% ../nbs/28_runs.ipynb #79f6c55e
 def say_plan(run, c, images, parts, copies, device):
     "Print what is to be done, and how long it will take"
     n,net = len(parts['fit']), ', '.join(f'{k}={v}' for k,v in c['net'].items() if k != 'name')
@@ -365,7 +365,7 @@ def _fit(run, c, images, parts, device, minutes):
     learn.add_cbs([StopDiverged(), *([Lines()] if is_first() else [])])
     with data_parallel(learn): return fit_safely(learn, run_fit(learn, c), Checkpoint(run.folder/'checkpoint.ckpt', c, minutes), c['method'])
 
-# %% ../nbs/28_runs.ipynb #79f6c55e
+# %% ../nbs/28_runs.ipynb #3d37ed12
 def _finish(run, c, images, parts, copies, learn, trunk, device):
     "Measure, draw, and write the result and the page"
     h,labels = history(learn), [parts[k] for k in ('bank','query') if k in parts]
@@ -405,7 +405,7 @@ def _save_neighbours(run, images, start, trunk):
         rest = torch.ones(len(some), dtype=torch.bool); rest[q] = False
         _save_figure(run, f'neighbours-{name}', plot_neighbours(some.subset(rest), f[rest], some.subset(q), f[q], k=min(7, int(rest.sum()))))
 
-# %% ../nbs/28_runs.ipynb #2305e4b6
+# %% ../nbs/28_runs.ipynb #90d94800
 MEASURES = dict(twins="finds an image's other view", knn='kNN accuracy', linear='linear probe accuracy', linear_auc='linear probe, macro AUC')
 
 def gain_table(
@@ -419,7 +419,7 @@ def transfer_table(
     "Its measures, per cent"
     return pd.DataFrame({k: {n.replace('_', ' '): f'{100*v:.1f}' for n,v in m.items()} for k,m in result['metrics'].items()}).T
 
-# %% ../nbs/28_runs.ipynb #90d94800
+# %% ../nbs/28_runs.ipynb #6d7d37eb
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font-family: system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; line-height: 1.5; color: #222; background: #fff }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; text-align: right; border-bottom: 1px solid #ccc }} th:first-child {{ text-align: left }}
