@@ -102,7 +102,7 @@ def labelled_parts(labelled, valid, seed):
     if labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
     train,held = holdout(labelled, .25, seed) if valid is None else (labelled, valid)
     if not len(held): raise InputError(f"{labelled.name}: too few images to hold some out; give 4 or more of each class, or images to measure on")
-    copies = sorted({i for i,_ in find_duplicates(train, held)})
+    copies = sorted({i for _,i in find_duplicates(held, train)})  # every image that equals a held-out one
     if copies:
         print(f"{len(copies)} images are copies of held-out ones, and are left out of training")
         keep = torch.ones(len(train), dtype=torch.bool); keep[copies] = False

@@ -269,7 +269,7 @@ def split_images(
     parts = dict(watch=images.subset(watch))
     if labelled is not None: parts.update(zip(('bank','query'), holdout(labelled, .25, seed)))
     elif images.y is not None: parts.update(bank=images.subset(some(fit, 5000)), query=parts['watch'])
-    copies = {i for k in ('watch','query') if k in parts for i,_ in find_duplicates(images, parts[k])} - set(watch.tolist())
+    copies = {i for k in ('watch','query') if k in parts for _,i in find_duplicates(parts[k], images)} - set(watch.tolist())  # every image that equals a held-out one
     parts['fit'] = torch.tensor([i for i in fit.tolist() if i not in copies])
     return parts, len(copies)
 
