@@ -292,7 +292,15 @@ def test_launch_ends_those_that_hang(tmp_path, monkeypatch, capfd, ends, exit, s
     assert capfd.readouterr().err == said + '\n' and time.monotonic() - begun < 10
 
 
-def test_ctrl_c_waits_for_all(tmp_path, capfd):
+@pytest.fixture
+def listening():
+    "Ctrl-C is heard: a shell's background job is born deaf to it"
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+def test_ctrl_c_waits_for_all(tmp_path, capfd, listening):
     "Each notes Ctrl-C once, and takes the time it needs to save"
     code = f'''
 told = []
