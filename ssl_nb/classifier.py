@@ -15,16 +15,16 @@ from torch import nn
 
 from .augment import Flip, Normalize, PadCrop
 from .data import Images, InputError, holdout
-from .evaluate import attribute_measures, predict
+from .evaluate import accuracy_of, attribute_measures, predict
 from .export import build_trunk, export_weights
-from .folders import find_duplicates
+from .folders import duplicate_words, without_copies
 from .heads import make_head
 from .learner import torch_opt
-from .nets import feature_shape
-from .runs import Run, StopDiverged, as_images, best_block, is_conv, open_run, transfer_table, write_json, write_report
+from .nets import feature_shape, is_conv
+from .runs import Run, StopDiverged, as_images, best_block, open_run, transfer_table, write_json, write_report
 from .study import find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics, transfer_learner
-from .weights import Checkpoint, load_weights, read_config, save_weights
+from .weights import Checkpoint, load_weights, read_config, save_weights, sweep
 
 # %% ../nbs/29_classifier.ipynb #563da98e
 CLASSIFIERS = 'linear', 'nonlinear', 'conv'
@@ -82,6 +82,7 @@ def transfer(
     t = transfer_settings(train, **settings)
     name = name or f"{t['head']}{t['upto'] or ''}{'-finetune' if t['finetune'] else ''}-{len(train)}labels"
     folder = run.folder/f'transfer-{name}'
+    sweep(run.folder)
     print(f"{t['head']} head on {'all' if t['upto'] is None else 'the first '+str(t['upto'])} blocks, {'all trained' if t['finetune'] else 'frozen'}; {len(train)} labelled images of {train.c} classes, {t['epochs']} epochs of {t['bs']} a batch; measured on {len(held)} others")
     metrics,model = compare(run, c, t, train, held, device, folder, against)
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=list(map(str, labelled.vocab)), attributes=train.y.dtype == torch.bool)
@@ -102,18 +103,14 @@ def labelled_parts(labelled, valid, seed):
     if labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
     train,held = holdout(labelled, .25, seed) if valid is None else (labelled, valid)
     if not len(held): raise InputError(f"{labelled.name}: too few images to hold some out; give 4 or more of each class, or images to measure on")
-    copies = sorted({i for _,i in find_duplicates(held, train)})  # every image that equals a held-out one
-    if copies:
-        print(f"{len(copies)} images are copies of held-out ones, and are left out of training")
-        keep = torch.ones(len(train), dtype=torch.bool); keep[copies] = False
-        train = train.subset(keep)
-    return train, held
+    kept,pairs = without_copies(train, held)
+    if pairs: print(f"left out of training: {duplicate_words(pairs, held, train)}")
+    return kept, held
 
 def score(model, images, norm):
     "Accuracy for classes; for attributes mean accuracy and macro AUC"
-    out = predict(model, images, norm)
-    if images.y.dtype == torch.long: return dict(accuracy=(out.argmax(1) == images.y.cpu()).float().mean().item())
-    return {k: v for k,v in attribute_measures(out, images.y).items() if k in ('accuracy','auc_macro')}
+    if images.y.dtype == torch.long: return dict(accuracy=accuracy_of(model, images, norm))
+    return {k: v for k,v in attribute_measures(predict(model, images, norm), images.y).items() if k in ('accuracy','auc_macro')}
 
 def compare(run, c, t, train, held, device, folder, against):
     "Measures of the run's net and of what it is compared with; and the former's model"
@@ -126,8 +123,9 @@ def compare(run, c, t, train, held, device, folder, against):
         rows['from scratch, all trained'] = (False, dict(t, finetune=True, lr=t['lr'] if t['finetune'] else 1e-3))
     metrics,models = {}, {}
     for k,(trained,s) in rows.items():
-        learn = fit_head(start(trained), c, s, train, held, device, folder/f"{k.replace(' ','-').replace(',','')}.ckpt", k)
-        models[k] = whole_net(start(trained), learn, s).to(device)
+        trunk = start(trained)
+        learn = fit_head(trunk, c, s, train, held, device, folder/f"{k.replace(' ','-').replace(',','')}.ckpt", k)
+        models[k] = whole_net(trunk, learn, s).to(device)
         metrics[k] = score(models[k], held, run.norm)
     for left in folder.glob('*.ckpt'): left.unlink()
     return metrics, models['this run']
@@ -144,9 +142,9 @@ def load_classifier(
     s = read_config(path)
     if not s.keys() >= {'run','transfer','vocab'}: raise InputError(f"{path} was not written by a transfer; give the folder that ssl_transfer names")
     c,t = s['run'], s['transfer']
-    body = build_trunk(c['net']).upto(t['upto'])
-    head = make_head(t['head'], feature_shape(build_trunk(c['net']), t['upto'], c['size']), len(s['vocab']))
-    return load_weights(nn.Sequential(body, head), path).eval(), Normalize(c['mean'], c['std']), s
+    trunk = build_trunk(c['net'])
+    head = make_head(t['head'], feature_shape(trunk, t['upto'], c['size']), len(s['vocab']))
+    return load_weights(nn.Sequential(trunk.upto(t['upto']), head), path).eval(), Normalize(c['mean'], c['std']), s
 
 # %% ../nbs/29_classifier.ipynb #50273202
 def export_run(

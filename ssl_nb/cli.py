@@ -42,7 +42,7 @@ def plain_errors(f):
     def g(*args, **kwargs):
         warnings.formatwarning = lambda message, *_, **__: f'{message}\n'  # the line of our code that found it helps nobody
         try: return f(*args, **kwargs)
-        except InputError as e: message,code = str(e).split('\n\t')[-1], 2  # fastai puts the callback's name on a line before
+        except InputError as e: message,code = str(e), 2
         except OSError as e: message,code = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2
         except KeyboardInterrupt: message,code = "stopped; the same command goes on where it was", 130
         print(f'{f.__name__}: {message}', file=sys.stderr)

@@ -26,7 +26,7 @@ from .datasets import noise
 from .evaluate import attribute_measures, base_rates, linear_probe, pooled_features, predict
 from .learner import torch_opt
 from .neighbours import knn_accuracy, pool
-from .nets import feature_shape
+from .nets import feature_shape, is_conv
 from .plots import history, plot_fractions, plot_history
 from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, simsiam_heads, simsiam_learner
@@ -88,14 +88,12 @@ def siamese_pretrain(run, place):
     trunk = backbone(c['backbone'], c['size'], **c['net'])
     probed = parts['fit'].y.dtype == torch.long
     monitor = CollapseMonitor(*((parts['fit'], parts['valid']) if probed else ()), n=c['watch'], probes=dict(knn=knn_accuracy, linear=linear_probe))
-    learn = simsiam_learner(image_dls(images, valid.unlabelled(), c['bs'], c['bs'], device=place.device), trunk, run['protocol'], c['size'], _views(run), c['heads'], monitor, c['accumulate'], channels_last=_is_conv(trunk))
+    learn = simsiam_learner(image_dls(images, valid.unlabelled(), c['bs'], c['bs'], device=place.device), trunk, run['protocol'], c['size'], _views(run), c['heads'], monitor, c['accumulate'], channels_last=is_conv(trunk))
     fit_run(learn, dict(run, config=dict(c, lr=c['lr']*c['bs']*c['accumulate']/256)), place, partial(learn.fit_cosine, warmup=c['warmup'], constant=(1,)))
     save_weights(trunk, place.weights(run['run']), backbone=c['backbone'], size=c['size'], net=c['net'], run=run['run'])
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
     metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(trunk, parts, _views(run)[1]) if probed else {}))
     return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['fit']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
-
-def _is_conv(trunk): return any(isinstance(m, nn.BatchNorm2d) for m in trunk.modules())
 
 def probe_trunk(trunk, parts, norm):
     "kNN after each block and a linear probe after the last, on the test images"
@@ -130,7 +128,7 @@ def siamese_finetune(run, place):
     trunk,augment = start_trunk(run, place), finetune_augment(run)
     torch.manual_seed(c['init'])
     learn = transfer_learner(trunk, few, parts['valid'].thin(c['watch']), None, 'linear', 'finetune', bs=c['bs'], steps=c.get('steps') or max(1, len(few)//c['bs']), device=place.device, augment=augment,
-                             opt_func=torch_opt(torch.optim.Adam, 1e-5), metrics=accuracy if few.y.dtype == torch.long else accuracy_multi, channels_last=_is_conv(trunk))
+                             opt_func=torch_opt(torch.optim.Adam, 1e-5), metrics=accuracy if few.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk))
     fit_run(learn, run, place, learn.fit if c['schedule'] == 'constant' else None)
     outs = {part: predict(learn.model, parts[part], augment[1]) for part in ('valid','test')}
     metrics = {f'{part}_{k}': v for part,out in outs.items() for k,v in measures_of(out, parts[part], parts['fit']).items()}

@@ -41,7 +41,7 @@ from .rotation import rotated_images, rotnet_learner
 from .scenes import gtsdb, gtsdb_sample
 from .schedule import *  # `fit_steps`
 from .transfer import cache_features, set_bn_statistics, transfer_learner
-from .weights import Checkpoint, atomic, finish_batch, load_weights, save_weights
+from .weights import Checkpoint, atomic, finish_batch, load_weights, save_weights, sweep
 
 # %% ../nbs/16_study.ipynb #521a5e05
 def machine(
@@ -120,7 +120,7 @@ class Place:
         if self.data_name not in DATA: raise InputError(f"unknown data {data!r}: choose one of {', '.join(DATA)}")
         if root is None and self.data_name != 'sample': raise InputError(f"{self.data_name} needs `root` (`--data` on the command line): the folder that holds its release")
         self.folder,self.device,self.root,self.download,self.options,self._kept = Path(folder), find_device(str(device)), root, download, options, {}
-        for left in self.folder.glob('**/.*.tmp'): left.unlink()  # of a process that was killed while it wrote
+        sweep(self.folder)
         with atomic(self.folder/'.writable') as part: part.touch()  # better now than after an hour
         (self.folder/'.writable').unlink()
 

@@ -17,9 +17,10 @@ from fastcore.script import anno_parser
 from safetensors.torch import load_file
 
 from ssl_nb import cli
-from ssl_nb.classifier import load_classifier, transfer
+from ssl_nb.classifier import labelled_parts, load_classifier, transfer
 from ssl_nb.data import InputError, cifar10_sample
-from ssl_nb.runs import open_run, pretrain
+from ssl_nb.folders import find_duplicates, image_folder
+from ssl_nb.runs import measure, open_run, pretrain, split_images
 
 NET = 'channels=(8,8,16,16)'
 SMALL = ['--size', '32', '--epochs', '3', '--bs', '16', '--net', NET, '--device', 'cpu']
@@ -89,15 +90,14 @@ def test_what_is_done_is_not_done_again(folders, done, capfd):
     with pytest.raises(InputError, match='epochs: 3 and not 4'): pretrain(folders/'photos', done.folder, folders/'labelled', size=32, epochs=4, bs=16, device='cpu', channels=(8,8,16,16))
 
 
-def test_measures_are_those_of_the_weights(done):
+def test_measures_are_those_of_the_weights(done, folders):
     "The gain that is shown can be computed again from the files"
-    from ssl_nb.neighbours import pool
     m,r = done.result['metrics'], done.result
     assert set(m) == {'before','after'} and set(m['after']) == {'twins','knn','linear'}
     assert all(0 <= v <= 1 for part in m.values() for v in part.values())
     assert r['skipped'] and len(r['history']) == 3 and r['sizes']['fit'] + r['sizes']['watch'] + r['copies'] == 100
-    with torch.no_grad(): f = pool(done.trunk.eval()(done.norm(cifar10_sample()[0].x[:8])))
-    assert f.isfinite().all() and f.std(0).mean() > 0
+    parts,copies = split_images(image_folder(folders/'photos', size=32, labels=None), image_folder(folders/'labelled', size=32), done.config['seed'])
+    assert copies == r['copies'] and measure(done.trunk, done.config, parts['watch'], parts['bank'], parts['query']) == pytest.approx(m['after'], abs=1e-6)
 
 
 def test_copies_of_held_out_images_are_left_out(tmp_path, folders):
@@ -106,10 +106,22 @@ def test_copies_of_held_out_images_are_left_out(tmp_path, folders):
     assert run.result['copies'] >= 10
 
 
+def test_no_copy_on_both_sides():
+    "Each image is there three times, and no part that is held out has one in a part that is learned from"
+    train = cifar10_sample()[0]
+    thrice = train.subset(torch.arange(40).repeat(3))
+    for labelled in (None, thrice.subset(slice(20,100))):
+        parts,copies = split_images(thrice, labelled)
+        fit = thrice.subset(parts['fit'])
+        assert copies and len(fit) and len(parts['bank'])
+        assert not find_duplicates(fit, parts['watch']) and not find_duplicates(fit, parts['query']) and not find_duplicates(parts['bank'], parts['query'])
+    train,held = labelled_parts(thrice, None, 0)
+    assert len(train) and len(held) and not find_duplicates(train, held)
+
+
 def test_classifier_from_its_file(done, folders):
     result = transfer(done, folders/'labelled', folders/'held', head='nonlinear', epochs=3, against=False, device='cpu', name='again')
     net,norm,settings = load_classifier(done.folder/'transfer-again')
-    from ssl_nb.folders import image_folder
     held = image_folder(folders/'held', size=32, vocab=settings['vocab'])
     with torch.no_grad(): acc = (net(norm(held.x)).argmax(1) == held.y).float().mean().item()
     assert acc == pytest.approx(result['metrics']['this run']['accuracy'])
@@ -169,6 +181,8 @@ print('kills', kills)
 def test_killed_at_ten_random_moments(folders, tmp_path):
     "... and ends bit for bit as the run that was not"
     env = dict(os.environ, OMP_NUM_THREADS='1')
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'.curves.png.1.tmp').touch()  # as one leaves it that is killed while it draws
     r = subprocess.run([sys.executable, '-c', KILLED, folders/'photos', tmp_path/'run'], capture_output=True, text=True, env=env, timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     assert int(r.stdout.split()[-1]) >= 5, r.stdout  # the last ones may find the work done
