@@ -97,7 +97,8 @@ def report_simsiam(
 
 def same_setting(runs, place):
     "All results of this study with the same scale, protocol and data, of other seeds too"
-    return [r for r in read_results(place.folder, scale=runs[0]['scale'], protocol=runs[0]['protocol']) if r['data']['name'] == runs[0]['data']['name']]
+    def data(r): return [r['data'].get(k) for k in ('name','batches')]
+    return [r for r in read_results(place.folder, scale=runs[0]['scale'], protocol=runs[0]['protocol']) if data(r) == data(place.says(runs[0]))]
 
 def without_full(table, runs):
     "A table without its columns of scale `full`, when that is not what was run"
@@ -168,9 +169,13 @@ def ssl_study(
     images:str='cifar10', # simsiam: cifar10, stl10 or celeba, in the folder --data
     download:bool=False, # fetch what --data does not hold (not CelebA: its terms want you to)
     labels:str='', # labels a class, such as 10,50; by default the study's
+    partial:bool=False, # do without the batches of CIFAR-10 that --data does not hold; each result says so
+    minutes:float=0., # stop after so many; the same command goes on
+    precision:str='auto', # bf16, fp16 or float32; by default what the device computes fastest
     device:str='auto'): # auto, cpu, cuda, ...
     "Run a study: what is done already is skipped, what was cut off goes on, and the tables are drawn from the result files"
     if download and not data: raise InputError("--download needs --data: name the folder to fetch the images into")
+    if partial and not data: raise InputError("--partial needs --data: name the folder that holds the batches")
     if not 0 <= seed < 2**32: raise InputError(f"--seed {seed}: give a number from 0 to {2**32-1}")
     try: few = tuple(dict.fromkeys(int(k) for k in labels.split(',') if k.strip()))
     except ValueError: raise InputError(f"--labels {labels}: give whole numbers with commas between, such as 10,50")
@@ -179,7 +184,7 @@ def ssl_study(
     name = find_images(study, images, data)
     more = {**(dict(labels=few) if study != 'rotations' else {}), **(dict(signs=find_signs(data, download)) if study == 'rotnet' else {})}
     runs = s['runs'](scale, protocol, seed, name, **more)
-    place = Place(Path(out)/study, device, data or None, download, name, **(dict(size=runs[0]['config']['size']) if name == 'celeba' else {}))
+    place = Place(Path(out)/study, device, data or None, download, name, minutes or None, precision, partial=partial, **(dict(size=runs[0]['config']['size']) if name == 'celeba' else {}))
     place.data  # what is wrong with the images comes before all plans
     if study == 'simsiam': runs = without_missing_weights(runs)
     run_study(runs, place)

@@ -8,6 +8,7 @@ __all__ = ['InputError', 'Images', 'cifar10_sample', 'show_grid', 'cifar10', 'la
 # %% ../nbs/00_data.ipynb #369cc39f
 import errno
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -132,29 +133,62 @@ def show_grid(
     return axs
 
 # %% ../nbs/00_data.ipynb #8f558449
-def _whats_wrong(root):
+def _whats_wrong(root, release):
     "The first file of the release that is missing or damaged, in words"
-    folder = Path(root)/CIFAR10.base_folder
+    folder = root/release.base_folder
     if not folder.is_dir(): return f"no folder {folder}"
-    for name,md5 in CIFAR10.train_list + CIFAR10.test_list + [[CIFAR10.meta['filename'], CIFAR10.meta['md5']]]:
-        if not (folder/name).is_file(): return f"{folder/name} is missing"
+    if not release.train_list: return f"{folder} holds no training batch (data_batch_1 to data_batch_5)"
+    for name,md5 in release.train_list + release.test_list + [[release.meta['filename'], release.meta['md5']]]:
+        if not os.path.isfile(folder/name): return f"{folder/name} is {'no file' if name in os.listdir(folder) else 'missing'}"
         if not check_integrity(folder/name, md5): return f"{folder/name} is truncated or not the release's file (its md5 differs)"
     return f"{folder} cannot be read"
 
+# %% ../nbs/00_data.ipynb #7c288507
+def _those_there(root):
+    "The release, with only those training batches on its list that are in `root`"
+    folder = root/CIFAR10.base_folder
+    names = os.listdir(folder) if folder.is_dir() else []
+    return type('Part', (CIFAR10,), dict(train_list=[row for row in CIFAR10.train_list if row[0] in names]))
+
+def _numbers(release):
+    "The numbers of its training batches, or None when it has them all"
+    return None if len(release.train_list) == len(CIFAR10.train_list) else [int(name.split('_')[-1]) for name,_ in release.train_list]
+
+def _batches_in_words(numbers): return f"batch{'es'*(len(numbers) > 1)} {' and '.join(', '.join(map(str, numbers)).rsplit(', ', 1))}"
+
+def _disk_says(e, root, download):
+    "What is wrong with the disk, in words, if that is the matter"
+    if not isinstance(e, OSError): return None
+    if not download: return f"cannot read {e.filename or root}: {e.strerror or e}; see whether you may, or take another copy"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG): return f"cannot write to {root}: {e.strerror}; make room, or choose another folder"
+
+def _what_to_do(download, partial, there):
+    "How to come by the files, or to do without them"
+    if download: return "download failed, is there a network?"
+    some = "; `partial=True` (`--partial`) takes the training batches that are there" if _numbers(there) and not partial else ''
+    return f"`download=True` (`--download` on the command line) fetches it, 170 MB{some}"
+
+# %% ../nbs/00_data.ipynb #b84a91ec
 def cifar10(
     root, # the folder that holds, or shall hold, `cifar-10-batches-py`
-    download:bool=False): # fetch the release (170 MB, checked) when it is not there
-    "All of CIFAR-10: 50,000 training and 10,000 test images. Raises `InputError` when the files are missing or damaged."
-    try: parts = [CIFAR10(root, train=t, download=download) for t in (True, False)]
+    download:bool=False, # fetch the release (170 MB, checked) when it is not there
+    partial:bool=False): # do without the training batches that are missing; `train.batches` are the numbers of the others, or None when there are all five
+    "CIFAR-10: 50,000 training and 10,000 test images. Raises `InputError` when files are missing or damaged, or for `download` with `partial`."
+    if download and partial: raise InputError("`download=True` (`--download`) fetches all batches and `partial=True` (`--partial`) takes those that are there: give one of them")
+    root,release,there = Path(os.path.expanduser(root)), CIFAR10, CIFAR10
+    try:
+        there = _those_there(root)
+        if partial: release = there
+        parts = [release(root, train=t, download=download) for t in (True, False)]
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise InputError(f"cannot write to {root}: {e.strerror}; make room, or choose another folder") from e
-        hint = "download failed, is there a network?" if download else "`download=True` (`--download` on the command line) fetches it, 170 MB"
-        raise InputError(f"CIFAR-10: {_whats_wrong(root)}; {hint}") from e
-    return tuple(Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets), p.classes, f'CIFAR-10, {n}')
-                 for p,n in zip(parts, ('train', 'test')))
+        raise InputError(_disk_says(e, root, download) or f"CIFAR-10: {_whats_wrong(root, release)}; {_what_to_do(download, partial, there)}") from e
+    train,test = (Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets), p.classes, f'CIFAR-10, {n}')
+                  for p,n in zip(parts, ('train', 'test')))
+    train.batches = _numbers(release)
+    if train.batches: train.name += f", {_batches_in_words(train.batches)} of {len(CIFAR10.train_list)}"
+    return train, test
 
-# %% ../nbs/00_data.ipynb #6fa69c8a
+# %% ../nbs/00_data.ipynb #e713a454
 def _by_class(y, seed):
     "For each class, its indices in an order that the seed decides. Without classes all are of one."
     g = torch.Generator().manual_seed(seed)
@@ -181,7 +215,7 @@ def label_fraction(
         parts.append(i[:n])
     return images.subset(torch.cat(parts).sort()[0].to(images.x.device), f'{images.name}, {labels} labels a class')
 
-# %% ../nbs/00_data.ipynb #a3620130
+# %% ../nbs/00_data.ipynb #3b002310
 def holdout(
     images:Images, # the training images
     share:float=.1, # the part to hold out, between 0 and 1
@@ -193,7 +227,7 @@ def holdout(
     held = held.to(images.x.device)
     return images.subset(~held, f'{images.name}, fit'), images.subset(held, f'{images.name}, validation')
 
-# %% ../nbs/00_data.ipynb #cde8a353
+# %% ../nbs/00_data.ipynb #ef72f199
 class ImageDL(DataLoader):
     "A fastai `DataLoader` that indexes whole batches of a data set in memory"
     def __init__(self,
@@ -238,13 +272,13 @@ class ImageDL(DataLoader):
         self.device = device
         if self.resident: self.dataset = self.dataset.to(device)
 
-# %% ../nbs/00_data.ipynb #5d068646
+# %% ../nbs/00_data.ipynb #2cbce2cb
 @patch
 def to_detach(self:ImageDL, b, cpu=True, gather=True):
     "Detach `b`; a scalar stays on its device, so that averaging a loss does not wait for the GPU"
     return _to_detach(b, cpu=cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=gather)
 
-# %% ../nbs/00_data.ipynb #6b09cfef
+# %% ../nbs/00_data.ipynb #1bb0ea65
 @patch
 def show_batch(self:ImageDL, b=None, max_n:int=16, **kwargs):
     "Show up to `max_n` images of a batch, as they leave the loader"
@@ -260,7 +294,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
 @patch
 def _name(self:ImageDL, k): return _in_words(k, self.dataset.vocab)
 
-# %% ../nbs/00_data.ipynb #e46da6dc
+# %% ../nbs/00_data.ipynb #8be5a9b2
 def image_dls(
     train:Images, # images to train on
     valid:Images, # images to measure on

@@ -56,7 +56,7 @@ def demo_table(
 def demo_probes(
     results:list): # of one setting, from `read_results`
     "kNN accuracy after each block, 0 to 1"
-    return {('random' if r['config']['start'] == 'random' else 'RotNet'): r['metrics']['knn'] for r in results if r['kind'] == 'probe'}
+    return {('random' if r['config']['start'] == 'random' else 'RotNet'): r['metrics']['knn'] for r in one_setting(results) if r['kind'] == 'probe'}
 
 def probe_table(
     results:list): # of one setting, from `read_results`

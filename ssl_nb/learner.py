@@ -34,6 +34,8 @@ class _TorchOpt(OptimWrapper):
     @property
     def hypers(self): return [{k: v for k,v in h.items() if v is not None} for h in super().hypers]
 
+_FUSED = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
 def torch_opt(
     opt=torch.optim.SGD, # a torch optimiser
     wd=5e-4, # weight decay: one for all, or one for each group of the splitter
@@ -44,7 +46,8 @@ def torch_opt(
         if isinstance(groups[0], torch.Tensor): groups = [groups]
         wds = wd if isinstance(wd, (tuple, list)) else [wd]*len(groups)
         if len(wds) != len(groups): raise InputError(f"wd={wd}: the splitter makes {len(groups)} parameter groups; give one number, or one for each")
-        return _TorchOpt([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **kwargs)
+        fused = dict(fused=True) if opt in _FUSED and all(p.is_cuda for g in groups for p in g) else {}  # one kernel for all weights
+        return _TorchOpt([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **{**fused, **kwargs})
     return opt_func
 
 def sgd(
@@ -66,7 +69,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
     "fastai's smoothed loss, kept on the device of the loss"
     def accumulate(self, learn):
         self.count += 1
-        loss = learn.loss.detach().mean()
+        loss = learn.loss.detach().mean().float()
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 class OnDevice(Callback):

@@ -31,7 +31,7 @@ def rotation_labels(
     device=None,
     turns:int=4): # how many turns make the full circle
     "Which turn each image has after the rotation, `int64` [turns*n]"
-    return torch.arange(turns, device=device).repeat_interleave(n)
+    return torch.arange(turns, device=device).view(-1,1).expand(-1,n).reshape(-1)
 
 # %% ../nbs/10_rotation.ipynb #74ada86c
 def rotate(
@@ -51,7 +51,7 @@ def rotate(
 # %% ../nbs/10_rotation.ipynb #89d706a2
 class Rotation(Callback):
     "Predict the rotation: four turns of every image, with their labels and their loss (Gidaris et al. 2018, eq. 2 and 3)"
-    order = Augment.order + 1
+    order,in_step = Augment.order + 1, True
     def __init__(self, turns:int=4): self.turns = turns
 
     def before_batch(self):

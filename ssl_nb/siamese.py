@@ -28,7 +28,7 @@ from .nets import feature_shape
 # %% ../nbs/11_siamese.ipynb #64a21eab
 class Pairs(Callback):
     "Two views of every image, each by its own draw, and the loss that compares them (Chen & He 2021, eq. 2 to 4)"
-    order = Augment.order
+    order,in_step = Augment.order, True
 
     def __init__(self,
         augment:nn.Module, # makes a view of each image of a batch
@@ -98,7 +98,7 @@ def effective_rank(
 # %% ../nbs/11_siamese.ipynb #6b927dd9
 class CollapseMonitor(Callback):
     "Spread and effective rank of the projections, and probes of the features where labels are given, in the progress table; a warning when a run collapses"
-    order = Recorder.order - 1
+    order,run_train = Recorder.order - 1, False  # within a batch of training it does nothing
 
     def __init__(self,
         bank:Images|None=None, # labelled images that the probes learn from; None for no probes
@@ -116,7 +116,7 @@ class CollapseMonitor(Callback):
 
     def before_validate(self): self.zs,self.values = [], dict.fromkeys(('std','rank',*self.probes), float('nan'))
     def after_pred(self):
-        if not self.training and isinstance(self.pred, tuple) and sum(map(len, self.zs)) < self.n: self.zs.append(self.pred[1].detach())
+        if isinstance(self.pred, tuple) and sum(map(len, self.zs)) < self.n: self.zs.append(self.pred[1].detach())
 
     def after_validate(self):
         if not self.zs: return

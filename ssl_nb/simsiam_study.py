@@ -30,9 +30,8 @@ from .nets import feature_shape, is_conv
 from .plots import history, plot_fractions, plot_history
 from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, simsiam_heads, simsiam_learner
-from .study import COSTS, KINDS, check_made, fit_run, mean_spread, one_setting, weights_digest
+from .study import COSTS, KINDS, check_made, fit_run, keep_weights, mean_spread, one_setting, weights_digest
 from .transfer import set_bn_statistics, transfer_learner
-from .weights import save_weights
 
 # %% ../nbs/19_simsiam_study.ipynb #43a0b774
 SETS = dict(sample=dict(size=32, stats='cifar10', backbones=['resnet18']), cifar10=dict(size=32, stats='cifar10', backbones=['resnet18']),
@@ -90,7 +89,7 @@ def siamese_pretrain(run, place):
     monitor = CollapseMonitor(*((parts['fit'], parts['valid']) if probed else ()), n=c['watch'], probes=dict(knn=knn_accuracy, linear=linear_probe))
     learn = simsiam_learner(image_dls(images, valid.unlabelled(), c['bs'], c['bs'], device=place.device), trunk, run['protocol'], c['size'], _views(run), c['heads'], monitor, c['accumulate'], channels_last=is_conv(trunk))
     fit_run(learn, dict(run, config=dict(c, lr=c['lr']*c['bs']*c['accumulate']/256)), place, partial(learn.fit_cosine, warmup=c['warmup'], constant=(1,)))
-    save_weights(trunk, place.weights(run['run']), backbone=c['backbone'], size=c['size'], net=c['net'], run=run['run'])
+    keep_weights(trunk, place.weights(run['run']), backbone=c['backbone'], size=c['size'], net=c['net'], run=run['run'])
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
     metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(trunk, parts, _views(run)[1]) if probed else {}))
     return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['fit']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'machine', 'git_commit', 'weights_digest', 'save_result',
-           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'fit_safely', 'pretrain_rotation',
-           'check_made', 'get_trunk', 'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe',
-           'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread',
-           'one_setting']
+           'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'fit_safely', 'keep_weights',
+           'pretrain_rotation', 'check_made', 'get_trunk', 'probe_blocks', 'transfer', 'transfer_features',
+           'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan',
+           'do_run', 'mean_spread', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -33,6 +33,7 @@ from .augment import rotnet_augment
 from .data import ImageDL, InputError, cifar10, cifar10_sample, image_dls, label_fraction
 from .datasets import celeba, stl10
 from .evaluate import block_probe
+from .fast import check_precision  # with `learn.fast`
 from .heads import HEADS, linear_head, make_head
 from .neighbours import knn_accuracy
 from .nets import feature_shape, nin
@@ -85,8 +86,8 @@ def read_result(
     except (OSError, ValueError) as e: raise InputError(f"{path} cannot be read as a result ({type(e).__name__}); delete it to run that part again") from e
     missing = [k for k in RESULT_KEYS if not isinstance(r, dict) or k not in r]
     if missing: raise InputError(f"{path} is no result file (no {missing[0]!r}); delete it to run that part again")
-    if not all(isinstance(r[k], t) and (r[k] or k != 'metrics') for k,t in dict(config=dict, metrics=dict, history=list).items()):
-        raise InputError(f"{path} is no result file (no metrics); delete it to run that part again")
+    bad = [k for k,t in dict(data=dict, config=dict, metrics=dict, history=list).items() if not isinstance(r[k], t) or (k == 'metrics' and not r[k])]
+    if bad: raise InputError(f"{path} is no result file (no {bad[0]!r}); delete it to run that part again")
     return r
 
 def read_results(
@@ -97,7 +98,7 @@ def read_results(
     return [r for r in results if all(r.get(k) == v for k,v in want.items())]
 
 # %% ../nbs/16_study.ipynb #14560a78
-DATA = dict(sample=lambda root, download: dict(zip(('train','test'), cifar10_sample())), cifar10=lambda root, download: dict(zip(('train','test'), cifar10(root, download))),
+DATA = dict(sample=lambda root, download: dict(zip(('train','test'), cifar10_sample())), cifar10=lambda root, download, partial=False: dict(zip(('train','test'), cifar10(root, download, partial))),
             stl10=stl10, celeba=lambda root, download, size=64: celeba(root, size))  # there is no download of CelebA
 
 def find_device(name:str='auto'):
@@ -115,11 +116,18 @@ class Place:
         root=None, # folder that holds the releases of the data sets; without it the packaged samples are used
         download:bool=False, # fetch a release into `root` when it is not there
         data:str|None=None, # a name in `DATA`; by default `cifar10` if there is a `root`, else `sample`
+        minutes:float|None=None, # stop after so long, with all that is done kept; by default never
+        precision:str='auto', # `bf16`, `fp16` or `float32`; by default what the device computes fastest
+        partial:bool=False, # do without the training batches of `cifar10` that are missing; what is run here says so in its `data`
         **options): # for the data set's loader, such as CelebA's `size`
         self.data_name = data or ('cifar10' if root else 'sample')
         if self.data_name not in DATA: raise InputError(f"unknown data {data!r}: choose one of {', '.join(DATA)}")
         if root is None and self.data_name != 'sample': raise InputError(f"{self.data_name} needs `root` (`--data` on the command line): the folder that holds its release")
+        if partial and self.data_name != 'cifar10': raise InputError(f"partial=True (`--partial`) is for cifar10 in a folder, whose training images are in five files; {self.data_name} is taken whole: leave it out")
+        if partial: options['partial'] = True
         self.folder,self.device,self.root,self.download,self.options,self._kept = Path(folder), find_device(str(device)), root, download, options, {}
+        if minutes is not None and not 0 < minutes < float('inf'): raise InputError(f"minutes={minutes}: give a number above 0")
+        self.ends,self.step,self.precision = minutes and time.monotonic() + 60*minutes, None, check_precision(precision, self.device.type)
         sweep(self.folder)
         with atomic(self.folder/'.writable') as part: part.touch()  # better now than after an hour
         (self.folder/'.writable').unlink()
@@ -128,6 +136,12 @@ class Place:
     def data(self):
         "The parts of the data set by name: `train`, `test`, with some also `valid` or `unlabelled`"
         return DATA[self.data_name](self.root, self.download, **self.options)
+
+    def says(self, run):
+        "The run, with the training batches in its `data` when they are not all there"
+        batches = self.data['train'].batches if self.options.get('partial') else None
+        data = {k: v for k,v in run['data'].items() if k != 'batches'}
+        return dict(run, data=dict(data, batches=batches) if batches else data)
 
     @cached_property
     def signs(self):
@@ -146,6 +160,7 @@ class Place:
             self._kept[what] = (key, make())
         return self._kept[what][1]
 
+    def minutes_left(self): return self.ends and max(0., (self.ends - time.monotonic())/60)
     def weights(self, run): return self.folder/'weights'/f'{run}.safetensors'
     def checkpoint(self, run): return self.folder/'checkpoints'/f'{run}.ckpt'
 
@@ -177,10 +192,14 @@ def fit_run(
     run:dict, # whose `config` has `epochs`, `lr` and perhaps `drops` (shares of the epochs)
     place:Place,
     fit=None): # function of (epochs, rate); by default one-cycle, or a rate that drops when `config` has `drops`
-    "A fit with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came"
+    "A fit as fast as the device allows, with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came or the time was over"
+    gpu = place.device.type == 'cuda'
+    if gpu: learn.fast(place.precision, say=None)
     c,config = run['config'], {k: run[k] for k in ('run','seed','data','config')}
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
-    return fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(place.checkpoint(run['run']), config), run.get('desc', run['name']))
+    fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(place.checkpoint(run['run']), config, place.minutes_left(), every=10*gpu), run.get('desc', run['name']))
+    if gpu: place.step = learn.fast_step.how
+    return learn
 
 def fit_safely(
     learn:Learner,
@@ -196,6 +215,16 @@ def fit_safely(
     return learn
 
 # %% ../nbs/16_study.ipynb #34b098c6
+def keep_weights(
+    trunk:nn.Module, # gets the rounded weights, so that what is measured is what is kept
+    path, # a file name that ends in `.safetensors`
+    **config): # what made the weights
+    "Write weights in half precision: half the size, three digits. In full where a number is too large for that, or none."
+    fits = all((v.abs() <= torch.finfo(torch.half).max).all() for v in trunk.state_dict().values() if v.is_floating_point())
+    save_weights(trunk, path, half=bool(fits), **config)
+    load_weights(trunk, path)
+
+# %% ../nbs/16_study.ipynb #f6e1a5be
 def pretrain_rotation(run, place):
     "Train a NIN to tell rotations; its trunk's weights are kept. The accuracy at the end is that on all test images."
     c,turns = run['config'], run['config'].get('turns', 4)
@@ -205,7 +234,7 @@ def pretrain_rotation(run, place):
     trunk = nin(run['protocol'], width=c['width'])
     learn = rotnet_learner(image_dls(train, test.thin(c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly)
     fit_run(learn, run, place)
-    save_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
+    keep_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
     h = history(learn)
     with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
     return dict(metrics=dict(rotation_accuracy=right), history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
@@ -270,7 +299,7 @@ def transfer_features(run, place, trunk, few, test):
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 
-# %% ../nbs/16_study.ipynb #591e9bf8
+# %% ../nbs/16_study.ipynb #f12d24f3
 def cost_pretrain(run, place):
     "Nets that a run needs: (a name, how to make it, shape of its input, images a step, images trained on, images passed)"
     c,turns = run['config'], run['config'].get('turns', 4)
@@ -301,7 +330,7 @@ def cost_transfer(run, place, sizes=None):
 
 COSTS = dict(pretrain=cost_pretrain, probe=cost_probe, transfer=cost_transfer)
 
-# %% ../nbs/16_study.ipynb #b66def6d
+# %% ../nbs/16_study.ipynb #41b51029
 def pace(
     net:nn.Module,
     shape:tuple, # of an input, [C,H,W]
@@ -334,12 +363,12 @@ def duration(seconds):
     "Seconds in words"
     return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
 
-# %% ../nbs/16_study.ipynb #c4d8b0a2
+# %% ../nbs/16_study.ipynb #208bf7b5
 def run_study(
     runs:list, # of dicts, see `demo_runs`
     place:Place,
     verbose:bool=True): # say what is run, about how long it takes, and what came of it?
-    "Run what has no result file yet. Raises `InputError` when a result file belongs to another configuration, or when a class has too few labels."
+    "Run what has no result file yet. Raises `InputError` when a result file belongs to another configuration, or when a class has too few labels, and `KeyboardInterrupt` when the place's time is over."
     for r in runs:
         if r['data']['name'] != place.data_name: raise InputError(f"{r['run']} is to run on {r['data']['name']!r}, but the place has {place.data_name!r}; give `Place` the same data, and for a release its `root`")
     for few in {r['config'].get('labels') for r in runs} - {None}: label_fraction(place.part(runs[0]['config']['train'], None)[0], few)
@@ -348,6 +377,7 @@ def run_study(
     spent = past = 0
     for i,(run,skip) in enumerate(zip(runs, done)):
         if skip: place.checkpoint(run['run']).unlink(missing_ok=True); continue
+        if place.minutes_left() == 0: raise KeyboardInterrupt  # between two runs
         name = run['run'].split(f"seed{run['seed']}-")[-1]
         run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {name}')
         result = do_run(run, place)
@@ -360,6 +390,7 @@ def show_plan(runs, done, place):
     "Print what there is to run and about how long each part will take; the seconds expected of each run"
     r = runs[0]
     print(f"{r['study']}, scale {r['scale']}, protocol {r['protocol']}, seed {r['seed']}: {len(runs)} runs on {place.device}, {sum(done)} of them done; results go to {place.folder}", flush=True)
+    if 'batches' in (data := place.says(r)['data']): print(f"on a part of {data['name']}: training batches {data['batches']} only", flush=True)
     if all(done): return [0]*len(runs)
     expected = estimate(runs, place)
     todo = [(r.get('part', r['kind']), e) for r,d,e in zip(runs, done, expected) if not d]
@@ -373,17 +404,17 @@ def do_run(
     run:dict, # of `demo_runs`
     place:Place):
     "Run one run and write its result file; the checkpoint is dropped once the result stands"
-    start = time.time()
+    start,place.step,run = time.time(), None, place.says(run)
     out = KINDS[run['kind']](run, place)
     seconds = time.time()-start + out.pop('seconds_before', 0.)  # what it took before it was cut off counts too
-    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1), machine=machine(place.device), commit=git_commit())
+    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1), machine=dict(machine(place.device), **(dict(step=place.step) if place.step else {})), commit=git_commit())
     save_result(result, place.folder)
     place.checkpoint(run['run']).unlink(missing_ok=True)
     gc.collect()  # Learner and callbacks hold each other, and the data with them
     return result
 
 def _is_done(run, place):
-    path = place.folder/f"{run['run']}.json"
+    run,path = place.says(run), place.folder/f"{run['run']}.json"
     if not path.exists(): return False
     if 'pretrain' in run['kind'] and not place.weights(run['run']).exists(): return False  # the weights are what it is for
     old = read_result(path)
@@ -393,7 +424,8 @@ def _is_done(run, place):
     return True
 
 def _difference(a, b):
-    if isinstance(a, dict) and isinstance(b, dict): return ', '.join(f'{k}: {a.get(k)} and not {b.get(k)}' for k in {**a, **b} if a.get(k) != b.get(k))
+    absent = dict(batches='all')  # no word of batches: it is on all of them
+    if isinstance(a, dict) and isinstance(b, dict): return ', '.join(f'{k}: {a.get(k, absent.get(k))} and not {b.get(k, absent.get(k))}' for k in {**a, **b} if a.get(k) != b.get(k))
     return f'{a} and not {b}'
 
 def _in_words(metrics):
@@ -401,7 +433,7 @@ def _in_words(metrics):
     unit = lambda k: (1,' px') if k.endswith('_px') else (100,' %')
     return ', '.join(f"{k.removesuffix('_px').replace('_',' ')} {' '.join(f'{unit(k)[0]*x:.1f}' for x in (v if isinstance(v, list) else [v]))}{unit(k)[1]}" for k,v in metrics.items() if not isinstance(v, dict))
 
-# %% ../nbs/16_study.ipynb #54c00d17
+# %% ../nbs/16_study.ipynb #31bda7ca
 def mean_spread(
     values:list): # accuracies, 0 to 1
     "Mean and standard deviation over runs, in per cent, with the number of runs"
@@ -413,7 +445,8 @@ def mean_spread(
 def one_setting(
     results:list, # from `read_results`
     *keys:str): # what must be the same, such as 'scale'
-    "The same results. Raises `InputError` when they are of several settings."
+    "The same results. Raises `InputError` when they are of several settings, or some on a part of the data (`Place(..., partial=True)`) and some not."
+    if len(parts := {json.dumps(r['data'].get('batches', 'all')) for r in results}) > 1: raise InputError(f"results on several parts of the training images (batches {', '.join(sorted(parts))}) in one table; keep those of one part, by their `data`")
     settings = {json.dumps([r[k] for k in keys]) for r in results}
     if len(settings) > 1: raise InputError(f"results of several settings ({', '.join(keys)}) in one table: {', '.join(sorted(settings))}; choose one, as by `read_results(folder, scale='small', seed=0)`")
     return results

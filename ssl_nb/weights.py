@@ -122,14 +122,15 @@ class Checkpoint(Callback):
     def __init__(self,
         path, # the checkpoint's file
         config:dict|None=None, # what the fit is; a file with another one is refused
-        minutes:float|None=None): # stop after so long, as on Ctrl-C; by default never
-        self.path,self.config,self.minutes = Path(path), json.dumps(config or {}, sort_keys=True), minutes
+        minutes:float|None=None, # stop after so long, as on Ctrl-C; by default never
+        every:float=0.): # seconds between two checkpoints, at least: where an epoch takes a second, writing would take as long
+        self.path,self.config,self.minutes,self.every = Path(path), json.dumps(config or {}, sort_keys=True), minutes, every
         self.start,self.batch,self.fitting,self.stop = 0, 0, False, False
 
     def before_fit(self):
         self.fitting = self.learn.create_mbar and not hasattr(self.learn, 'lr_finder')  # not in `validate` and `get_preds`, which begin fits and epochs too, nor in `lr_find`
         if not self.fitting: return
-        self.start,self.batch,self.stop,self.secs,self.begun = 0, 0, False, 0., time.time()  # `secs`: what earlier sessions took
+        self.start,self.batch,self.stop,self.secs,self.begun,self.saved = 0, 0, False, 0., time.time(), 0.  # `secs`: what earlier sessions took
         if self.path.exists(): self._load()
 
     def before_epoch(self):
@@ -154,7 +155,7 @@ class Checkpoint(Callback):
         if not self.fitting: return
         r = self.recorder
         if self.epoch < self.start: r.values[-1],r.iters[-1] = L(self.done['values'][self.epoch]), self.done['iters'][self.epoch]
-        else: self._save(self.epoch+1, 0, self._rng())
+        elif time.time()-self.saved >= self.every: self._save(self.epoch+1, 0, self._rng())
 
 # %% ../nbs/15_weights.ipynb #acda8f41
 @patch
@@ -168,6 +169,7 @@ def _save(self:Checkpoint, epoch, batch, rng):
     data = io.BytesIO()
     torch.save(state, data)  # into memory: torch's own writer does not say why it failed
     with atomic(self.path) as part: part.write_bytes(data.getvalue())
+    self.saved = time.time()
 
 def _rank(): return dist.get_rank() if dist.is_initialized() else 0
 def _processes(): return dist.get_world_size() if dist.is_initialized() else 1

@@ -90,7 +90,7 @@ def emptied(key, value):
     return lambda old: json.dumps({**json.loads(old), key: value}).encode()
 
 
-@pytest.mark.parametrize('damage', [b'', b'{"study": "demo"', b'[]', b'{}', b'\xff\xfe\x00', emptied('metrics', {}), emptied('history', None), emptied('config', 3)])
+@pytest.mark.parametrize('damage', [b'', b'{"study": "demo"', b'[]', b'{}', b'\xff\xfe\x00', emptied('metrics', {}), emptied('history', None), emptied('config', 3), emptied('data', ['cifar10'])])
 def test_damaged_result(study, one_line, copy, damage):
     path = copy/'demo/tiny-best-sample-seed0-pretrain.json'
     path.write_bytes(damage(path.read_bytes()) if callable(damage) else damage)

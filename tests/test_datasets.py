@@ -1,5 +1,7 @@
-"STL-10, CelebA and noise: files in the releases' own formats, and what is said of each that is damaged"
+"CIFAR-10 in parts, STL-10, CelebA and noise: files in the releases' own formats, and what is said of each that is damaged"
 import hashlib
+import os
+import pickle
 import re
 import tarfile
 import warnings
@@ -8,16 +10,175 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import STL10
+from torchvision.datasets import CIFAR10, STL10
 
 from conftest import one_line_error as one_line
 from ssl_nb import datasets
-from ssl_nb.data import ImageDL, InputError
+from ssl_nb.data import ImageDL, InputError, cifar10
 from ssl_nb.datasets import celeba, noise, stl10
+from ssl_nb.demo import demo_runs, demo_table, probe_table
+from ssl_nb.study import Place, do_run, one_setting, read_result, read_results, run_study
+from ssl_nb.weights import Checkpoint
 
 md5 = lambda b: hashlib.md5(b).hexdigest()
 COUNTS = dict(train=7, test=5, unlabeled=9)
 FILES = ['train_X.bin', 'train_y.bin', 'unlabeled_X.bin', 'test_X.bin', 'test_y.bin']
+
+
+# CIFAR-10 in parts
+
+BATCHES = [f'data_batch_{k}' for k in range(1, 6)]
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    "The folder of a small release, 100 images a batch, ten of each class; torchvision is told its sums"
+    folder, rng, sums = tmp_path/'cifar/cifar-10-batches-py', np.random.default_rng(0), {}
+    folder.mkdir(parents=True)
+    for name in [*BATCHES, 'test_batch', 'batches.meta']:
+        content = dict(data=rng.integers(0, 256, (100, 3072), dtype=np.uint8), labels=rng.permutation(100).__mod__(10).tolist())
+        if name == 'batches.meta': content = dict(label_names=[f'class {k}' for k in range(10)])
+        (folder/name).write_bytes(pickle.dumps(content, protocol=2))
+        sums[name] = md5((folder/name).read_bytes())
+    monkeypatch.setattr(CIFAR10, 'train_list', [[n, sums[n]] for n in BATCHES])
+    monkeypatch.setattr(CIFAR10, 'test_list', [['test_batch', sums['test_batch']]])
+    monkeypatch.setattr(CIFAR10, 'meta', dict(filename='batches.meta', key='label_names', md5=sums['batches.meta']))
+    return folder
+
+
+def lose(folder, *numbers):
+    for k in numbers: (folder/f'data_batch_{k}').unlink()
+
+
+@pytest.mark.parametrize('there, name', [([1], 'batch 1'), ([5], 'batch 5'), ([1, 3], 'batches 1 and 3'), ([2, 3, 5], 'batches 2, 3 and 5'), ([1, 2, 3, 4], 'batches 1, 2, 3 and 4')])
+def test_cifar_part(cifar, there, name):
+    whole, test = cifar10(cifar.parent)
+    lose(cifar, *({1, 2, 3, 4, 5} - {*there}))
+    part, same = cifar10(str(cifar.parent), partial=True)
+    rows = torch.cat([torch.arange(100*k-100, 100*k) for k in there])
+    assert torch.equal(part.x, whole.x[rows]) and torch.equal(part.y, whole.y[rows]) and part.vocab == whole.vocab
+    assert torch.equal(same.x, test.x) and torch.equal(same.y, test.y) and same.name == 'CIFAR-10, test'
+    assert part.name == f'CIFAR-10, train, {name} of 5' and part.batches == there
+    first = next(k for k in range(1, 6) if k not in there)
+    one_line(lambda: cifar10(cifar.parent), f"{cifar/f'data_batch_{first}'} is missing", 'download=True', '`partial=True` (`--partial`) takes the training batches that are there')
+    assert [n for n, _ in CIFAR10.train_list] == BATCHES  # torchvision's own list is as it was
+
+
+def test_cifar_whole_as_part(cifar):
+    (whole, _), (same, _) = (cifar10(cifar.parent, partial=p) for p in (False, True))
+    assert torch.equal(whole.x, same.x) and whole.name == same.name == 'CIFAR-10, train' and whole.batches is same.batches is None
+
+
+@pytest.mark.parametrize('name', ['data_batch_1', 'data_batch_3', 'test_batch', 'batches.meta'])
+def test_cifar_part_damage(cifar, name):
+    "What is there but is not right is never passed over, nor unpickled"
+    lose(cifar, 2, 4)
+    path = cifar/name
+    whole = path.read_bytes()
+    for damaged in (b'', whole[:-1], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], pickle.dumps(print)):
+        path.write_bytes(damaged)
+        assert '--partial' not in one_line(lambda: cifar10(cifar.parent, partial=True), f'{path} is truncated or not')
+    path.unlink()
+    for odd in (lambda: path.mkdir(), lambda: (path.rmdir(), path.symlink_to(cifar/'nowhere'))):
+        odd()
+        one_line(lambda: cifar10(cifar.parent, partial=True), f'{path} is no file')
+    path.unlink()
+    if 'data' not in name: assert '--partial' not in one_line(lambda: cifar10(cifar.parent, partial=True), f'{path} is missing')
+    path.write_bytes(whole)
+    assert cifar10(cifar.parent, partial=True)[0].batches == [1, 3, 5]
+
+
+def test_cifar_part_of_nothing(cifar, tmp_path):
+    call = lambda root=cifar.parent: cifar10(root, partial=True)
+    lose(cifar, 1, 2, 3, 4, 5)
+    one_line(call, f'{cifar} holds no training batch', 'download=True')
+    assert '--partial' not in one_line(lambda: cifar10(cifar.parent), 'data_batch_1 is missing')  # it would not help
+    for p in cifar.iterdir(): p.unlink()
+    one_line(call, 'holds no training batch')
+    cifar.rmdir()
+    one_line(call, f'no folder {cifar}')
+    cifar.write_text('')
+    one_line(call, f'no folder {cifar}')
+    one_line(lambda: call(tmp_path/'nowhere'), 'no folder')
+    one_line(lambda: cifar10(tmp_path, download=True, partial=True), '--download', '--partial', 'give one of them')
+
+
+def test_cifar_that_cannot_be_read(cifar, monkeypatch):
+    "As of a folder of somebody else's; whoever runs this may be allowed all, so the system's answer is made up"
+    def forbid(path): raise PermissionError(13, 'Permission denied', str(path))
+    monkeypatch.setattr(os, 'listdir', forbid)
+    for partial in (True, False): one_line(lambda: cifar10(cifar.parent, partial=partial), f'cannot read {cifar}: Permission denied')
+
+
+@pytest.fixture
+def place(cifar, tmp_path):
+    "A function that makes the place of a study on these images"
+    return lambda out='out', **kwargs: Place(tmp_path/out, 'cpu', cifar.parent, **kwargs)
+
+
+def shorter(runs): return [dict(r, config=dict(r['config'], train=100, test=50, **(dict(epochs=1) if 'epochs' in r['config'] else {}))) for r in runs]
+
+
+def test_study_on_a_part(cifar, place, capfd):
+    "Its results say so; other files do not go on with them; tables take one part only"
+    runs = shorter(demo_runs('tiny', data='cifar10'))[:4]  # pretraining, two probes, and a head on the pretrained blocks
+    lose(cifar, 2, 4, 5)
+    run_study(runs, place(partial=True))
+    assert 'on a part of cifar10: training batches [1, 3] only' in capfd.readouterr().out
+    results = read_results(place().folder)
+    assert len(results) == len(runs) and all(r['data'] == {'name': 'cifar10', 'batches': [1, 3]} for r in results)
+    assert all(r['data'] == {'name': 'cifar10'} for r in runs)  # the plain data is as it was
+    (place().folder/f"{runs[-1]['run']}.json").unlink()
+    run_study(runs, place(partial=True), verbose=False)  # the same files: what is left is done
+    assert len(read_results(place().folder)) == len(runs)
+    demo_table(results), probe_table(results)
+
+    lost = (cifar/'data_batch_3').read_bytes()
+    (cifar/'data_batch_3').unlink()
+    one_line(lambda: run_study(runs, place(partial=True)), 'made with another data (batches: [1, 3] and not [1])')
+    (cifar/'data_batch_3').write_bytes(lost)
+    for table in (demo_table, probe_table, one_setting):
+        mixed = results + [dict(r, data={'name': 'cifar10'}) for r in results]
+        one_line(lambda: table(mixed), 'several parts of the training images', '"all", [1, 3]')
+
+
+def test_study_on_a_part_and_on_all(cifar, place):
+    "With all five files `partial` changes nothing; what was made on all does not go on with fewer"
+    runs = shorter(demo_runs('tiny', data='cifar10'))[2:3]  # a probe of random blocks
+    run_study(runs, place(partial=True), verbose=False)
+    saved = read_result(place().folder/f"{runs[0]['run']}.json")
+    assert saved['data'] == {'name': 'cifar10'}
+    run_study(runs, place(), verbose=False)
+    lose(cifar, 1)
+    one_line(lambda: place().data, 'data_batch_1 is missing')
+    one_line(lambda: run_study(runs, place(partial=True)), 'made with another data (batches: all and not [2, 3, 4, 5])')
+    again = do_run(dict(saved, data={'name': 'cifar10', 'batches': [9]}), place('other', partial=True))  # it is the place that knows
+    assert again['data'] == {'name': 'cifar10', 'batches': [2, 3, 4, 5]}
+
+
+def test_checkpoint_of_a_part(cifar, place, monkeypatch):
+    "A fit that was cut off on a part does not go on with all"
+    runs = shorter(demo_runs('tiny', data='cifar10'))[:1]
+    runs[0]['config']['epochs'] = 2
+    def stop(self): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        after = Checkpoint.after_epoch
+        m.setattr(Checkpoint, 'after_epoch', lambda self: (after(self), stop(self)) if self.fitting else None)
+        lost = (cifar/'data_batch_2').read_bytes()
+        lose(cifar, 2)
+        with pytest.raises(KeyboardInterrupt): run_study(runs, place(partial=True), verbose=False)
+    (cifar/'data_batch_2').write_bytes(lost)
+    one_line(lambda: run_study(runs, place(partial=True), verbose=False), 'belongs to another run', '"batches": [1, 3, 4, 5]')
+    lose(cifar, 2)
+    run_study(runs, place(partial=True), verbose=False)
+    assert read_results(place().folder)[0]['data']['batches'] == [1, 3, 4, 5]
+
+
+def test_place_without_parts(tmp_path, cifar, place):
+    one_line(lambda: Place(tmp_path/'out', 'cpu', partial=True), 'partial=True', 'sample is taken whole')
+    for data in ('stl10', 'celeba', 'sample'): one_line(lambda: place(data=data, partial=True), f'{data} is taken whole')
+    one_line(lambda: place(partial=True, download=True).data, 'give one of them')
+    assert not (tmp_path/'out/.writable').exists()
 
 
 # STL-10
