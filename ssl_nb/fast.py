@@ -290,8 +290,10 @@ def _go(self:FastStep):
     if self.seen <= self.warm: return self.tape.warm(self._step)
     if self.seen == self.warm+1:
         try: self.tape.capture(self._step)
-        except RuntimeError as e:
-            said = str(e).split(':\n\t')[-1].splitlines() or ['']  # without what fastai puts before it
+        except RuntimeError as e:  # torch's for all that CUDA says
+            said = str(e.__context__ or e).split(':\n\t')[-1].splitlines() or ['']  # without what fastai puts before it
+            for cb in self.inner:
+                if isinstance(cb, MixedPrecision) and torch.is_autocast_enabled('cuda'): cb.autocast.__exit__(None, None, None)  # the step broke off within
             self._stop(f'the step cannot be captured: {said[0][:150]}')
             return self._step()
     self.tape.replay()

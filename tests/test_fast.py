@@ -1,5 +1,7 @@
 "learn.fast(): a step that is noted down once and replayed is the step; `Tape` stands for the CUDA graph where there is no GPU"
+import shutil
 import warnings
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -242,6 +244,15 @@ def test_a_kernel_is_tried_before_it_is_trusted(views, why, monkeypatch):
     else: assert 'one kernel' in learn.fast_step.how and learn.pairs.augment(TRAIN.x[:2]).dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a compiler')
+def test_compiled():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 4))
+    def make(): return ssl_learner(dls(), deepcopy(net), nn.CrossEntropyLoss(), cbs=[augment.Augment(Normalize(), Normalize()), Rotation()])
+    a,b = (fitted(lambda: make().fast(compile=c, say=None), lambda learn: learn.fit(2, .01), replay=False) for c in (True,False))
+    assert a.model._compiled_call_impl is not None and a.model.state_dict().keys() == b.model.state_dict().keys()
+    for x,y in zip(a.model.state_dict().values(), b.model.state_dict().values()): torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+
+
 def test_twice_is_once():
     learn = rotation().fast(say=None).fast(say=None)
     assert [type(cb).__name__ for cb in learn.cbs].count('FastStep') == 1
@@ -252,21 +263,23 @@ def test_bad_input():
     if not torch.cuda.is_available(): one_line_error(lambda: rotation().fast('bf16'), 'bf16 is for NVIDIA GPUs')
 
 
-def on_gpu(make_trunk, method, graph, precision='float32', steps=100):
+def on_gpu(method, precision, warm, **kwargs):
     torch.manual_seed(0)
     loaders = image_dls(TRAIN, TEST, 40, device='cuda')
-    learn = rotnet_learner(loaders, make_trunk()) if method == 'rotation' else simsiam_learner(loaders, make_trunk(), width=32)
-    learn.fast(precision, graph=graph, say=None)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(steps//5, .02)
+    learn = rotnet_learner(loaders, nin(width=16)) if method == 'rotation' else simsiam_learner(loaders, nin(width=16), width=32)
+    learn.fast(precision, say=None, **kwargs).fast_step.warm = warm
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(20, .02)
     return learn
 
 
 @cuda
 @pytest.mark.parametrize('method', ['rotation','simsiam'])
-@pytest.mark.parametrize('precision', ['float32', best_precision('cuda' if torch.cuda.is_available() else 'cpu')])
+@pytest.mark.parametrize('precision', ['float32','auto'])
 def test_graph_on_a_gpu(method, precision):
-    a,b = (on_gpu(partial(nin, width=16), method, graph, precision) for graph in (True,False))
-    assert a.fast_step.off is None or precision == 'fp16'
-    x,y = (torch.stack([torch.as_tensor(l) for l in learn.recorder.losses]).float() for learn in (a,b))
-    torch.testing.assert_close(x[:20], y[:20], rtol=.05, atol=.02)
-    assert abs(float(x[-1]-y[-1])) < .1
+    "A hundred steps with a changing rate: those from the graph are those that were never captured, and so is the plain loop at first"
+    graph,never,plain = on_gpu(method, precision, 3), on_gpu(method, precision, NEVER), on_gpu(method, precision, 3, graph=False)
+    if 'fp16' not in graph.fast_step.how: assert graph.fast_step.off is None and graph.fast_step.seen == 100
+    a,b,c = (torch.stack([torch.as_tensor(l).float().cpu() for l in learn.recorder.losses]) for learn in (graph,never,plain))
+    torch.testing.assert_close(a[:20], b[:20], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(a, b, rtol=.1, atol=.02)
+    torch.testing.assert_close(a[:20], c[:20], rtol=5e-2, atol=1e-2)
