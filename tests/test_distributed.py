@@ -201,7 +201,7 @@ def test_measures_are_those_of_one_process(alone, both):
     for k in range(2):
         shared, single = both[k]['measures']
         assert near(shared, single), (shared, single)
-        assert len(both[k]['preds']) == 101 and near(both[k]['preds'], alone['preds'])
+        assert len(both[k]['preds']) == 101 and near(both[k]['preds'], alone['preds'], 1e-3)  # of weights that learned from other sums
         assert len(both[k]['targets']) == 64 and both[k]['targets'] == alone['targets']
 
 
