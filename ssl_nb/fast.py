@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'WAITS', 'STEPS', 'WITHIN', 'AROUND', 'DTYPES', 'best_p
 
 # %% ../nbs/15b_fast.ipynb #53459357
 import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -60,7 +61,7 @@ def waits(func, args):
     return func in WAITS or (func is _ops.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]))
 
 class Tape(TorchDispatchMode):
-    "Notes down every operation of a step with its memory, and does them again: a CUDA graph for any device, without its speed"
+    "Notes down every operation of a step with its memory, and does them again: what a CUDA graph does, to be seen and tested without a GPU (streams, and copies from Python's memory, it does not see)"
     def __init__(self): super().__init__(); self.notes, self.fresh = [], False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -85,16 +86,26 @@ class Tape(TorchDispatchMode):
 # %% ../nbs/15b_fast.ipynb #49417975
 class CudaGraph:
     "A step as a CUDA graph"
-    def __init__(self): self.graph,self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    def __init__(self,
+        device=None): # a torch device; by default the current one
+        self.graph,self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
 
     def warm(self, step):
         "A plain step, beside the stream that others use, as a capture wants it"
-        self.stream.wait_stream(torch.cuda.current_stream())
+        others = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(others)
         with torch.cuda.stream(self.stream): step()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        others.wait_stream(self.stream)
 
     def capture(self, step):
-        with torch.cuda.graph(self.graph): step()  # noted down, not done
+        with torch.cuda.device(self.stream.device):
+            others,dice = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
+            before = dice.clone_state()
+            try:
+                with torch.cuda.graph(self.graph, stream=self.stream): step()  # noted down, not done
+            except BaseException:  # torch leaves a capture that breaks off on its stream, and the random numbers within it
+                torch.cuda.set_stream(others); dice.graphsafe_set_state(before)
+                raise
 
     def replay(self): self.graph.replay()
 
@@ -153,6 +164,7 @@ class LiveHypers:
             if 'step' in s: s['step'] = torch.as_tensor(s['step'], dtype=torch.float32).to(device)
         self.tensors = [{k: tree_map(lambda v: torch.zeros((), dtype=torch.float64, device=device), g[k]) for k in self.keys} for g in opt.param_groups]
         self.filled,self.frozen = [{} for _ in opt.param_groups], self._rest()
+        self.uneven = any(len({float(opt.state.get(p, {}).get('step', 0)) for p in g['params'] if p.requires_grad}) > 1 for g in opt.param_groups)
 
     def _rest(self): return [{k: v for k,v in g.items() if k not in ('params',*self.keys)} for g in self.opt.param_groups]
 
@@ -183,7 +195,7 @@ def in_step(
     cb): # a callback of the training step
     "Can it become part of a graph?"
     if isinstance(cb, MixedPrecision): return cb.amp_mode == AMPMode.BF16  # fp16 looks at each step whether the gradients are finite
-    return getattr(type(cb), 'in_step', False) or type(cb) is GradientClip
+    return vars(type(cb)).get('in_step', False) or type(cb) is GradientClip  # what a subclass adds may be no fixed list
 
 def why_no_graph(
     learn:Learner):
@@ -192,38 +204,46 @@ def why_no_graph(
     opt = getattr(learn.opt, 'opt', None)
     if not isinstance(learn.opt, OptimWrapper) or type(opt) not in STEPS: return f"the optimiser {type(opt or learn.opt).__name__} cannot read its rate from a tensor; torch's SGD, Adam and AdamW can"
     if rare := [k for g in opt.param_groups for k in ('dampening','maximize','amsgrad') if g.get(k)]: return f'the optimiser has {rare[0]}'
-    inner = [cb for cb in learn.cbs if in_step(cb)]
-    first = min((cb.order for cb in inner), default=float('inf'))
-    for cb in learn.cbs:
+    cbs = list(learn.cbs.sorted('order'))
+    inner = [cb for cb in cbs if in_step(cb)]
+    first = min((cbs.index(cb) for cb in inner if hasattr(cb, 'before_batch')), default=len(cbs))
+    for cb in cbs:
+        if cb in inner and hasattr(cb, 'after_batch'): return f'{type(cb).__name__} is a part of the step, and looks at what comes after it too'
         if cb in inner or not (cb.run and cb.run_train): continue
         if isinstance(cb, MixedPrecision): return 'fp16 looks at each step whether the gradients are finite'
         if any(hasattr(cb, e) for e in WITHIN): return f'{type(cb).__name__} acts within each step'
-        if hasattr(cb, 'before_batch') and cb.order > first and not isinstance(cb, AROUND): return f'{type(cb).__name__} looks at the batch after it was augmented'
+        if hasattr(cb, 'before_batch') and cbs.index(cb) > first and not isinstance(cb, AROUND): return f'{type(cb).__name__} looks at the batch after it was augmented'
     if isinstance(getattr(learn.loss_func, '__self__', None), Callback): return f'{type(learn.loss_func.__self__).__name__} computes the loss'
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in learn.model.modules()): return 'there are hooks on the model'
 
 # %% ../nbs/15b_fast.ipynb #65d50e2b
 class FastStep(Callback):
     "Replay the training step as a graph where that can be done; `how` says what is on, and why the rest is off"
-    order,warm = -50, 3  # `warm`: plain steps before the capture, in which libraries choose their kernels
+    order,warm,now,signed,model_device = -50, 3, False, None, torch.device('cpu')  # `warm`: plain steps before the capture, in which libraries choose their kernels
 
     def __init__(self,
         graph:bool=True, # where it can be had
         record=None, # what makes a graph: by default `CudaGraph` on a GPU; `Tape` tests
         say=print): # is given `how` at the first fit; None says nothing
-        self.graph_wanted,self.record,self.say,self.off,self.now,self.views = graph, record, say, None, False, 'there is no GPU'  # `views`: why they are not made by one kernel
+        self.graph_wanted,self.record,self.say,self.off,self.views = graph, record, say, None, 'there is no GPU'  # `views`: why they are not made by one kernel
+
+    _stateattrs = 'tape','live','kept','left'  # not exported: a graph cannot be
 
     def before_fit(self):
         self.model_device = next(self.model.parameters()).device
-        if self.record is None and self.model_device.type == 'cuda': self.record = CudaGraph
         self.inner = [cb for cb in self.learn.cbs if in_step(cb)]
-        self.tape = self.live = self.kept = self.signed = None
-        self.seen,self.now,self.off = 0, False, None
+        self.tape = self.live = self.kept = self.left = None
+        self.seen,self.begun = 0, False
         self._switch(True)
+        if not any(isinstance(cb, MixedPrecision) for cb in self.learn.cbs): self._full_views()
+
+    def _full_views(self):
+        "After `to_fp32` the net takes no halves"
+        for m in [m for cb in self.inner for m in vars(cb).values() if isinstance(m, FusedViews)]: m.dtype = torch.float32
 
     def _why_off(self):
         if not self.graph_wanted: return 'not wanted'
-        if self.record is None: return 'there is no GPU'
+        if self.record is None and self.model_device.type != 'cuda': return 'there is no GPU'
         return why_no_graph(self.learn)
 
     @property
@@ -231,26 +251,30 @@ class FastStep(Callback):
         "In words"
         mp = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
         layout = ['channels last'] if any(isinstance(cb, ChannelsLast) for cb in self.learn.cbs) else []
-        views = [] if self.views else ['views by one kernel']
-        return ', '.join([mp.amp_mode.value if mp else 'float32', *layout, *views, f'no CUDA graph ({self.off})' if self.off else 'the whole step as a graph'])
+        views = ['views by one kernel'] if not self.views else [f'no kernel for the views ({self.views})'] if self.model_device.type == 'cuda' else []
+        off = self.off or ('nothing is trained yet' if self.signed is None else '')
+        return ', '.join([mp.amp_mode.value if mp else 'float32', *layout, *views, f'no CUDA graph ({off})' if off else 'the whole step as a graph'])
 
-    def before_train(self): self.learn._do_one_batch,self.check = self._batch, True
+    def before_train(self): self.learn._do_one_batch,self.check = partial(_one_batch, self.learn), True
 
     def _check(self):
         "Once an epoch, when all callbacks have begun it: can it be done, and is it still the same step?"
+        if not self.begun: self.off,self.signed,self.begun = None, None, True  # not in `before_fit`, which `validate` calls too
         self.off = self.off or self._why_off()
-        if self.say: self.say(f'fast: {self.how}'); self.say = None
         now,self.check = self._signature(), False
-        if now != self.signed: self.tape,self.seen,self.signed = None, 0, now  # a block was frozen, or a weight replaced: another list of kernels
+        if now != self.signed: self.tape,self.live,self.seen,self.signed = None, None, 0, now  # a block was frozen, or a weight replaced: another list of kernels
+        if self.say: self.say(f'fast: {self.how}'); self.say = None
 
     def _signature(self): return [(p.requires_grad, p.data_ptr()) for p in self.model.parameters()] + [m.training for m in self.model.modules()]
 
     def before_batch(self):
+        self._switch(True)
         if self.training and self.check: self._check()
-        self.now = bool(self.training and not self.off and self._fits())
-        self._switch(not self.now)
+        if self.training and not self.off: self._switch(False)
 
     def _switch(self, on):
+        "The parts of the step run in fastai's loop, or else within `_batch`"
+        self.now = not on
         for cb in self.inner: cb.run_train = on
 
     def _fits(self):
@@ -259,33 +283,48 @@ class FastStep(Callback):
         if not all(isinstance(t, torch.Tensor) for t in b): self._stop('a batch holds more than tensors'); return False
         return self.kept is None or [(t.shape,t.dtype) for t in b] == [(t.shape,t.dtype) for t in self.kept]
 
-    def after_train(self):
-        self._switch(True)
-        del self.learn._do_one_batch
-
-    def after_fit(self): self.tape = self.live = self.kept = self.left = None  # a graph keeps the memory of a whole step
+    def after_train(self): vars(self.learn).pop('_do_one_batch', None)
+    def after_fit(self): self._switch(True); self.after_train(); self.tape = self.live = self.kept = self.left = None  # a graph keeps the memory of a whole step
 
 # %% ../nbs/15b_fast.ipynb #12a971d3
+def _one_batch(learn):
+    "In the place of `Learner._do_one_batch`; a fit that was cut off leaves it there"
+    step = getattr(learn, 'fast_step', None)
+    return step._batch() if step and step.now else Learner._do_one_batch(learn)
+
 @patch
 def _batch(self:FastStep):
-    "In the place of `Learner._do_one_batch`"
-    if not self.now: return Learner._do_one_batch(self.learn)
+    "The parts are on again from here, whatever cuts the step off"
+    self._switch(True)
+    if not self._fits(): return self._plain()
+    self._keep()
+    if self.off: return self._plain()
+    self._go()
+    self.learn.xb,self.learn.yb,self.learn.pred,self.learn.loss_grad,self.learn.loss = tree_map(torch.clone, self.left)  # the next step writes to the same place
+
+@patch
+def _keep(self:FastStep):
+    "Bring the batch and the rates to where the graph reads them"
     b = [*self.xb, *self.yb]
     if self.kept is None: self.kept,self.n_x = [t.as_subclass(torch.Tensor).clone() for t in b], len(self.xb)
     else:
         for old,new in zip(self.kept, b): old.copy_(new)
     if self.live is None: self.live = LiveHypers(self.opt.opt, self.model_device)
+    if self.live.uneven: self._stop('weights of one parameter group have taken different numbers of steps')
     changed = self.live.fill()
     if changed: self._stop(f'{changed} of the optimiser changes from step to step, and a graph would freeze it')
-    self._go()
-    self.learn.xb,self.learn.yb,self.learn.pred,self.learn.loss_grad,loss = self.left
-    self.learn.loss = loss.clone()  # the next step writes to the same place
+
+@patch
+def _before(self:FastStep):
+    for cb in sorted(self.inner, key=lambda cb: cb.order): cb('before_batch')
+
+@patch
+def _plain(self:FastStep): self._before(); Learner._do_one_batch(self.learn)
 
 @patch
 def _go(self:FastStep):
     "A plain step at first, then the capture, then the graph"
-    if self.off: return self._step()
-    if self.tape is None: self.tape = self.record()
+    if self.tape is None: self.tape = self.record() if self.record else CudaGraph(self.model_device)
     self.seen += 1
     if self.seen <= self.warm: return self.tape.warm(self._step)
     if self.seen == self.warm+1:
@@ -294,6 +333,7 @@ def _go(self:FastStep):
             said = str(e.__context__ or e).split(':\n\t')[-1].splitlines() or ['']  # without what fastai puts before it
             for cb in self.inner:
                 if isinstance(cb, MixedPrecision) and torch.is_autocast_enabled('cuda'): cb.autocast.__exit__(None, None, None)  # the step broke off within
+            self.opt.zero_grad()  # what the step that broke off left
             self._stop(f'the step cannot be captured: {said[0][:150]}')
             return self._step()
     self.tape.replay()
@@ -302,15 +342,11 @@ def _go(self:FastStep):
 def _step(self:FastStep):
     "The step by fastai's own code, with the callbacks that are a part of it, on memory that stays"
     learn = self.learn
+    self.left = learn.pred = learn.loss = learn.loss_grad = None  # an autograd graph that is alive would bring its stream into this one
     learn.xb,learn.yb,learn._step = tuple(self.kept[:self.n_x]), tuple(self.kept[self.n_x:]), self.live.step
-    self._switch(True)
-    try:
-        for cb in sorted(self.inner, key=lambda cb: cb.order): cb('before_batch')
-        Learner._do_one_batch(learn)
-    finally:
-        del learn._step
-        self._switch(False)
-    self.left = learn.xb, learn.yb, learn.pred, learn.loss_grad, learn.loss
+    try: self._plain()
+    finally: del learn._step
+    self.left = tree_map(lambda t: t.detach(), (learn.xb, learn.yb, learn.pred, learn.loss_grad, learn.loss))
 
 @patch
 def _stop(self:FastStep, why):
@@ -328,7 +364,7 @@ def fused_or_why(
     if why := why_not_fused(recipe, x): return None, why
     fused = FusedViews(recipe, DTYPES[precision])
     try:
-        with torch.random.fork_rng(): a,b = (_seeded(f, x).float() for f in (recipe, fused))
+        with torch.random.fork_rng([x.device] if x.is_cuda else []): a,b = (_seeded(f, x).float() for f in (recipe, fused))
     except Exception as e: return None, f'its kernel fails here: {(str(e).splitlines() or [type(e).__name__])[0][:100]}'
     return (fused, None) if (a-b).abs().max() < .05 else (None, 'its kernel gives other views here')
 

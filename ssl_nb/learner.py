@@ -46,7 +46,7 @@ def torch_opt(
         if isinstance(groups[0], torch.Tensor): groups = [groups]
         wds = wd if isinstance(wd, (tuple, list)) else [wd]*len(groups)
         if len(wds) != len(groups): raise InputError(f"wd={wd}: the splitter makes {len(groups)} parameter groups; give one number, or one for each")
-        fused = dict(fused=True) if opt in _FUSED and all(p.is_cuda for g in groups for p in g) else {}  # one kernel for all weights
+        fused = dict(fused=True) if opt in _FUSED and not kwargs.keys() & {'foreach','differentiable'} and all(p.is_cuda for g in groups for p in g) else {}  # one kernel for all weights
         return _TorchOpt([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **{**fused, **kwargs})
     return opt_func
 

@@ -8,7 +8,6 @@ __all__ = ['rotate4', 'rotation_labels', 'rotate', 'Rotation', 'rotnet_learner',
 # %% ../nbs/10_rotation.ipynb #9cca976a
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.functional as TF
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
 from fastcore.foundation import L
@@ -45,8 +44,15 @@ def rotate(
     if turns == 4: return rotate4(x)
     at = torch.linspace(-1, 1, x.shape[-1], device=x.device)
     inside = (at**2 + at[:,None]**2 <= 1).to(x.dtype)
-    half = TF.rotate(x, 45, TF.InterpolationMode.BILINEAR)
+    half = _eighth_turn(x)
     return torch.cat([inside*(half if k % 2 else x).rot90(k//2, (-2,-1)) for k in range(8)])
+
+def _eighth_turn(x):
+    "As torchvision's `rotate`, without its copies to the GPU, for which a CUDA graph cannot wait"
+    at = ((torch.arange(x.shape[-1], device=x.device) + .5)*(2/x.shape[-1]) - 1)*.5**.5
+    grid = torch.stack([at - at[:,None], at + at[:,None]], -1).expand(len(x), -1, -1, -1)
+    if x.is_floating_point(): return F.grid_sample(x, grid.to(x.dtype), align_corners=False)
+    return F.grid_sample(x.float(), grid, align_corners=False).round().to(x.dtype)
 
 # %% ../nbs/10_rotation.ipynb #89d706a2
 class Rotation(Callback):

@@ -195,7 +195,7 @@ def fit_run(
     "A fit as fast as the device allows, with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came or the time was over"
     gpu = place.device.type == 'cuda'
     if gpu: learn.fast(place.precision, say=None)
-    c,config = run['config'], {k: run[k] for k in ('run','seed','data','config')}
+    c,config = run['config'], {**{k: run[k] for k in ('run','seed','data','config')}, **(dict(precision=place.precision) if gpu else {})}
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
     fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(place.checkpoint(run['run']), config, place.minutes_left(), every=10*gpu), run.get('desc', run['name']))
     if gpu: place.step = learn.fast_step.how
@@ -219,7 +219,7 @@ def keep_weights(
     trunk:nn.Module, # gets the rounded weights, so that what is measured is what is kept
     path, # a file name that ends in `.safetensors`
     **config): # what made the weights
-    "Write weights in half precision: half the size, three digits. In full where a number is too large for that, or none."
+    "Write weights in half precision: half the size, three digits. In full where one is too large for that, or not a number."
     fits = all((v.abs() <= torch.finfo(torch.half).max).all() for v in trunk.state_dict().values() if v.is_floating_point())
     save_weights(trunk, path, half=bool(fits), **config)
     load_weights(trunk, path)
@@ -374,13 +374,13 @@ def run_study(
     for few in {r['config'].get('labels') for r in runs} - {None}: label_fraction(place.part(runs[0]['config']['train'], None)[0], few)
     done = [_is_done(r, place) for r in runs]
     expected = show_plan(runs, done, place) if verbose else [0]*len(runs)
-    spent = past = 0
+    spent,past,ran = 0, 0, False
     for i,(run,skip) in enumerate(zip(runs, done)):
         if skip: place.checkpoint(run['run']).unlink(missing_ok=True); continue
-        if place.minutes_left() == 0: raise KeyboardInterrupt  # between two runs
+        if place.minutes_left() == 0 and ran: raise KeyboardInterrupt  # between two runs; never before something was done
         name = run['run'].split(f"seed{run['seed']}-")[-1]
         run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {name}')
-        result = do_run(run, place)
+        result,ran = do_run(run, place), True
         spent,past = spent+result['seconds'], past+expected[i]
         left = sum(e for e,d in zip(expected[i+1:], done[i+1:]) if not d)
         rest = f"; about {duration(left*spent/past)} left" if past and left else ''

@@ -116,7 +116,7 @@ def _reading(path):
 
 # %% ../nbs/15_weights.ipynb #289aeace
 class Checkpoint(Callback):
-    "Write all that the rest of a fit depends on to `path` after each epoch, and when it is told to stop after the batch; begin from there if the file is there already"
+    "Write all that the rest of a fit depends on to `path` after each epoch (or fewer, see `every`), and when it is told to stop after the batch; begin from there if the file is there already"
     order = 55  # after the Recorder, whose values it restores, and before fastai's trackers, which read them
 
     def __init__(self,
@@ -155,7 +155,7 @@ class Checkpoint(Callback):
         if not self.fitting: return
         r = self.recorder
         if self.epoch < self.start: r.values[-1],r.iters[-1] = L(self.done['values'][self.epoch]), self.done['iters'][self.epoch]
-        elif time.time()-self.saved >= self.every: self._save(self.epoch+1, 0, self._rng())
+        elif dist.is_initialized() or time.time()-self.saved >= self.every: self._save(self.epoch+1, 0, self._rng())
 
 # %% ../nbs/15_weights.ipynb #acda8f41
 @patch
@@ -257,7 +257,7 @@ def finish_batch(
     def stop(*_):
         if learn.checkpoint.stop: raise KeyboardInterrupt
         learn.checkpoint.stop = True
-        print('\nstopping after this batch; Ctrl-C again stops at once and keeps the last epoch', file=sys.stderr)
+        print('\nstopping after this batch; Ctrl-C again stops at once and keeps what was saved last', file=sys.stderr)
     old = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or old == signal.SIG_IGN: yield; return  # nobody to listen to
     signal.signal(signal.SIGINT, stop)

@@ -18,7 +18,7 @@ from torch import nn
 import ssl_nb.augment as augment
 import ssl_nb.fast as fast
 from conftest import one_line_error
-from ssl_nb.augment import Blur, ColorJitter, Normalize
+from ssl_nb.augment import Blur, ColorJitter, Normalize, PadCrop
 from ssl_nb.data import Images, cifar10_sample, image_dls
 from ssl_nb.fast import Tape, best_precision
 from ssl_nb.learner import ssl_learner, torch_opt
@@ -283,3 +283,15 @@ def test_graph_on_a_gpu(method, precision):
     torch.testing.assert_close(a[:20], b[:20], rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(a, b, rtol=.1, atol=.02)
     torch.testing.assert_close(a[:20], c[:20], rtol=5e-2, atol=1e-2)
+
+
+@cuda
+def test_after_a_capture_that_breaks_off():
+    "The draws, the stream and the weights are those of plain steps"
+    class Waits(nn.Module):
+        def forward(self, x): return Normalize().to(x.device)(x)*(1 if x.float().mean().item() >= 0 else 2)
+    torch.manual_seed(0)
+    learn = rotnet_learner(image_dls(TRAIN, TEST, 40, device='cuda'), nin(width=16), augment=(nn.Sequential(PadCrop(), Waits()), Normalize())).fast(say=None)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(): warnings.simplefilter('ignore'); learn.fit(3, .01)
+    assert 'cannot be captured' in learn.fast_step.how and len(learn.recorder.losses) == 15
+    assert torch.cuda.current_stream() == torch.cuda.default_stream() and all(torch.as_tensor(l).isfinite() for l in learn.recorder.losses)
