@@ -528,6 +528,9 @@ RUN_FILES = collect('run file',
       for f in (swapped, no_file, gone)],
     lambda rng: ('weights.safetensors, of another seed', dict(name='weights.safetensors', change=another_seed)))
 
+TRANSFERS = collect('transfer', *[replaced('transfer-t/config.json', t) for t in JSONS], *[damaged_file('transfer-t/config.json', how) for how in ('cut', 'flip', 'lose')],
+    *[f('transfer-t/config.json') for f in (swapped, no_file, gone)])
+
 CHECKPOINTS = collect('checkpoint', *[damaged_file('checkpoint.ckpt', how) for how in ('cut', 'cut', 'cut', 'flip', 'flip', 'flip', 'header', 'holes', 'holes', 'lose',
     'insert', 'swap')], replaced('checkpoint.ckpt', ''), replaced('checkpoint.ckpt', 'PK\x03\x04'), no_file('checkpoint.ckpt'),
     *[damaged_file('config.json', how) for how in ('cut', 'flip')])
@@ -571,6 +574,18 @@ def test_run_file(made, album, right, tmp_path, case):
         assert given.result['metrics'] == metrics and same(load_file(given.weights), weights)
     elif not line and case.what == 'config.json, gone': assert after == {**before, 'config.json': digests(made/'run')['config.json']}  # the weights know it too
     else: assert after == before
+
+
+@every('transfer', TRANSFERS)
+def test_transfer_beside_another(made, album, tmp_path, case):
+    "A transfer whose configuration is spoilt is not written over by the next: that takes another folder, or says one line"
+    run = tmp_path/'run'
+    shutil.copytree(made/'run', run)
+    case.change(run/case.name, made/'other'/case.name)
+    before = digests(run/'transfer-t')
+    given, line = answer(transfer, run, album, epochs=2, against=False, device='cpu', name='t')
+    assert line or given['name'] == 't-2'
+    assert digests(run/'transfer-t') == before
 
 
 @every('checkpoint', CHECKPOINTS)
