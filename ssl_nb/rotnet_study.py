@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'SCALES', 'PARTS', 'PUBLISHED', 'RERUN', 'PAPER_FRACTION', 'TABLES', 'FRACTION_NAMES', 'FIGURES',
            'PAPER_TURNS', 'crops_of', 'start_at_mean', 'boxes', 'freeze_like_keras1', 'train_mode_accuracy', 'artefact',
-           'before_last_relu', 'probe_block4', 'cost_boxes', 'cost_artefact', 'rotnet_runs', 'sign_runs', 'values_of',
+           'before_last_relu', 'probe_block4', 'cost_boxes', 'cost_artefact', 'rotnet_runs', 'sign_runs',
            'rotnet_table', 'rotation_table', 'fractions', 'fraction_table', 'crossing', 'sign_table', 'artefact_table',
            'rotnet_figure', 'fraction_figure', 'sign_figure', 'rotations_runs', 'rotations_table']
 
@@ -30,7 +30,7 @@ from .learner import rotnet_opt, ssl_learner
 from .nets import feature_shape
 from .plots import history, plot_fractions, plot_history
 from .scenes import leaking_split, show_boxes, sign_crops, split_scenes
-from .study import COSTS, KINDS, cost_transfer, fit_run, get_trunk, mean_spread, one_setting, transfer, weights_digest
+from .study import COSTS, KINDS, by_setting, cost_transfer, fit_run, get_trunk, mean_spread, one_setting, transfer, values_of, weights_digest
 from .transfer import transfer_learner
 from .weights import atomic
 
@@ -226,20 +226,9 @@ TABLES = {3: ('RotNet + non-linear, by block', {f'block {k}': f'block{k}' for k 
               'RotNet + conv, fine-tuned': 'finetuned', 'random + non-linear': 'random-nonlinear'})}
 
 # %% ../nbs/18_rotnet_study.ipynb #8803e417
-def values_of(
-    results:list, # from `read_results`
-    name:str, # of the runs
-    key:str='accuracy'): # the metric
-    "What all seeds and repetitions of a run gave"
-    return [r['metrics'][key] for r in results if r['name'] == name and key in r['metrics']]
-
 def _say(v): return '' if v is None else f'{v:.2f}'
 
-def _settings_of(results):
-    "(protocol, scale) -> its results: those that are there, and those at the size of the report, run or not"
-    there = {(r['protocol'], r['scale']) for r in results}
-    order = [(p,s) for s in SCALES for p in RECIPES if (p,s) in there or s == 'full']
-    return {(p,s): one_setting([r for r in results if (r['protocol'],r['scale']) == (p,s) and 'signs' not in r['data']], 'data') for p,s in order}
+def _by_setting(results): return by_setting([r for r in results if 'signs' not in r['data']])
 
 def rotnet_table(
     results:list, # of any protocols, scales and seeds, but one data set each
@@ -248,13 +237,13 @@ def rotnet_table(
     rows = TABLES[number][1]
     cols = {who: [_say(PUBLISHED.get(n, (None,None))[i]) for n in rows.values()] for i,who in enumerate(('report','paper'))}
     if number == 3: cols["paper's code, rerun"] = [_say(RERUN[n]) for n in rows.values()]
-    for (p,s),rs in _settings_of(results).items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, n, 'test' if n == 'artefact' else 'accuracy')) for n in rows.values()]
+    for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, n, 'test' if n == 'artefact' else 'accuracy')) for n in rows.values()]
     return pd.DataFrame(cols, index=list(rows))
 
 def rotation_table(results:list):
     "Accuracy (%) of telling four rotations on the rotated test images"
     cols = {'report': [_say(PUBLISHED['rotation'][0])], "paper's code, rerun": ['93.65']}
-    for (p,s),rs in _settings_of(results).items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, 'pretrain', 'rotation_accuracy'))]
+    for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, 'pretrain', 'rotation_accuracy'))]
     return pd.DataFrame(cols, index=['rotation'])
 
 # %% ../nbs/18_rotnet_study.ipynb #00dec7e8
@@ -369,5 +358,5 @@ def rotations_runs(scale:str='small', protocol:str='best', seed:int=0, data:str=
 def rotations_table(results:list):
     "Accuracy (%) of the non-linear head on block 2 by the number of turns"
     cols = {'paper': {t: f'{v:.2f}' for t,v in PAPER_TURNS.items()}}
-    for (p,s),rs in _settings_of(results).items(): cols[f'ours: {p}, {s}'] = {t: mean_spread(values_of(rs, f'block2-turns{t}')) for t in PAPER_TURNS}
+    for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = {t: mean_spread(values_of(rs, f'block2-turns{t}')) for t in PAPER_TURNS}
     return pd.DataFrame(cols).rename_axis('turns')

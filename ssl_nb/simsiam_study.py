@@ -30,7 +30,7 @@ from .nets import feature_shape, is_conv
 from .plots import history, plot_fractions, plot_history
 from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, simsiam_heads, simsiam_learner
-from .study import COSTS, KINDS, check_made, fit_run, keep_weights, mean_spread, one_setting, weights_digest
+from .study import COSTS, KINDS, by_setting, check_made, fit_run, keep_weights, mean_spread, one_setting, values_of, weights_digest
 from .transfer import set_bn_statistics, transfer_learner
 
 # %% ../nbs/19_simsiam_study.ipynb #43a0b774
@@ -246,27 +246,21 @@ _STARTS = dict(random='no pretraining', set='pretrained on {}', imagenet='ImageN
 
 def _say(v): return '' if v is None else f'{v:.2f}'
 
-def _values(results, name, key): return [r['metrics'][key] for r in results if r['name'] == name]
-
-def _settings_of(results, *names):
-    "(protocol, scale) -> its results on these data: those that are there, and the size of the report, run or not"
-    rs = [r for r in results if r['data']['name'] in names]
-    there = {(r['protocol'], r['scale']) for r in rs} | {(p,'full') for p in SIMSIAM_RECIPES}
-    return {(p,s): one_setting([r for r in rs if (r['protocol'],r['scale']) == (p,s)], 'data') for s in SIMSIAM_SCALES for p in SIMSIAM_RECIPES if (p,s) in there}
+def _by_setting(results, *names): return by_setting([r for r in results if r['data']['name'] in names])
 
 def table1(
     results:list): # of any protocols, scales and seeds
     "ResNet-18 on CIFAR-10, fine-tuned with all labels: validation and test accuracy (%), the report's and ours"
     cols = {'report: validation': [_say(v) for _,v,_ in _TABLE1.values()], 'report: test': [_say(t) for *_,t in _TABLE1.values()]}
-    for (p,s),rs in _settings_of(results, 'sample', 'cifar10').items():
-        for part,name in (('valid','validation'), ('test','test')): cols[f'ours: {p}, {s}: {name}'] = [mean_spread(_values(rs, n, f'{part}_accuracy')) for n,*_ in _TABLE1.values()]
+    for (p,s),rs in _by_setting(results, 'sample', 'cifar10').items():
+        for part,name in (('valid','validation'), ('test','test')): cols[f'ours: {p}, {s}: {name}'] = [mean_spread(values_of(rs, n, f'{part}_accuracy')) for n,*_ in _TABLE1.values()]
     return pd.DataFrame(cols, index=list(_TABLE1))
 
 def table2(results:list):
     "Four backbones on STL-10: test accuracy (%), the report's and ours"
     rows = [(net, start) for net in _STL10 for start in _STARTS]
     cols = {'report': [_say(_STL10[net][list(_STARTS).index(start)]) for net,start in rows]}
-    for (p,s),rs in _settings_of(results, 'stl10').items(): cols[f'ours: {p}, {s}'] = [mean_spread(_values(rs, f'finetune-{net}-{start}', 'test_accuracy')) for net,start in rows]
+    for (p,s),rs in _by_setting(results, 'stl10').items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, f'finetune-{net}-{start}', 'test_accuracy')) for net,start in rows]
     return pd.DataFrame(cols, index=[f"{BACKBONES[net]}, {_STARTS[start].format('STL-10')}" for net,start in rows])
 
 _FACE_COLUMNS = dict(jaccard_macro='macro "acc" (Jaccard)', auc_macro='macro AUC', jaccard_micro='micro "acc" (Jaccard)', auc_micro='micro AUC', accuracy='mean accuracy')
@@ -281,7 +275,7 @@ def table3(
         for start,published in zip(_STARTS, said[net]):
             name = f"{BACKBONES[net]}, {_STARTS[start].format('CelebA')}"
             out[f'report: {name}'] = dict(zip(_FACE_COLUMNS.values(), (f'{100*v:.2f}' for v in published)))
-            out[f'ours: {name}'] = {c: mean_spread(_values(rs, f'finetune-{net}-{start}', f'{part}_{k}')) for k,c in _FACE_COLUMNS.items()}
+            out[f'ours: {name}'] = {c: mean_spread(values_of(rs, f'finetune-{net}-{start}', f'{part}_{k}')) for k,c in _FACE_COLUMNS.items()}
     if rs: out['never looking: the frequency of each attribute'] = {c: f"{100*rs[0]['metrics'][f'{part}_floor'][k]:.2f}" for k,c in _FACE_COLUMNS.items()}
     return pd.DataFrame(out).T.fillna('')
 

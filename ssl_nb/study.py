@@ -7,7 +7,7 @@ __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'machine', 'git_comm
            'read_result', 'read_results', 'find_device', 'Place', 'Bar', 'fit_run', 'fit_safely', 'keep_weights',
            'pretrain_rotation', 'check_made', 'get_trunk', 'probe_blocks', 'transfer', 'transfer_features',
            'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan',
-           'do_run', 'mean_spread', 'one_setting']
+           'do_run', 'mean_spread', 'values_of', 'by_setting', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -441,6 +441,21 @@ def mean_spread(
     v = 100*np.array(values)
     if (bad := np.isnan(v)).any(): return f"{mean_spread((v[~bad]/100).tolist())}, {bad.sum()} diverged" if not bad.all() else 'diverged'
     return f'{v.mean():.1f} ± {v.std(ddof=1):.1f} (n={len(v)})' if len(v) > 1 else f'{v[0]:.1f} (n=1)'
+
+def values_of(
+    results:list, # from `read_results`
+    name:str, # of the runs
+    key:str='accuracy'): # the metric
+    "What all seeds and repetitions of a run gave"
+    return [r['metrics'][key] for r in results if r['name'] == name and key in r['metrics']]
+
+def by_setting(
+    results:list, # of any protocols and scales, but one data set each
+    protocols=('report','paper','best'), # in the order of a table's columns
+    scales=('tiny','small','full')): # likewise
+    "(protocol, scale) -> its results: those that are there, and those at the size of the report, run or not. Raises `InputError` when one column would hold several data sets."
+    found = {(p,s): [r for r in results if (r['protocol'],r['scale']) == (p,s)] for s in scales for p in protocols}
+    return {k: one_setting(rs, 'data') for k,rs in found.items() if rs or k[1] == 'full'}
 
 def one_setting(
     results:list, # from `read_results`
