@@ -262,8 +262,11 @@ class FastStep(Callback):
         if not self.begun: self.off,self.signed,self.begun = None, None, True  # not in `before_fit`, which `validate` calls too
         self.off = self.off or self._why_off()
         now,self.check = self._signature(), False
-        if now != self.signed: self.tape,self.live,self.seen,self.signed = None, None, 0, now  # a block was frozen, or a weight replaced: another list of kernels
+        moved = self.tape and self.seen > self.warm and self._memory() != self.noted  # somebody loaded the optimiser
+        if now != self.signed or moved: self.tape,self.live,self.seen,self.signed = None, None, 0, now  # a block was frozen, or a weight replaced: another list of kernels
         if self.say: self.say(f'fast: {self.how}'); self.say = None
+
+    def _memory(self): return [t.data_ptr() for s in self.opt.opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
 
     def _signature(self): return [(p.requires_grad, p.data_ptr()) for p in self.model.parameters()] + [m.training for m in self.model.modules()]
 
@@ -336,6 +339,7 @@ def _go(self:FastStep):
             self.opt.zero_grad()  # what the step that broke off left
             self._stop(f'the step cannot be captured: {said[0][:150]}')
             return self._step()
+        self.noted = self._memory()
     self.tape.replay()
 
 @patch

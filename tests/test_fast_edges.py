@@ -1,4 +1,5 @@
 "learn.fast() at its edges: callbacks that keep things or come in between, fits that were cut off, steps that cannot be captured"
+import copy
 import warnings
 
 import pytest
@@ -101,6 +102,16 @@ class Look(Callback):
     def before_fit(self): self.seen = []
     def after_batch(self):
         if self.training: self.seen.append(round(float(self.xb[0].abs().mean()), 3))
+
+@pytest.mark.parametrize('opt', [sgd(), torch_opt(torch.optim.Adam)])
+def test_an_optimiser_that_is_loaded_on_the_way(opt):
+    class Load(Callback):
+        def after_epoch(self):
+            if self.epoch == 0: self.old = copy.deepcopy(self.opt.opt.state_dict())
+            if self.epoch == 1: self.opt.opt.load_state_dict(self.old)
+    def run(warm): torch.manual_seed(0); return fit(fast(small(norm(), Load(), opt_func=opt), warm), lambda l: l.fit(4, .01))
+    same(run(2), run(NEVER))
+
 
 def test_subclasses_of_ours_are_heard():
     assert fit(fast(small(norm(), Mine(), net=nn.Sequential(nn.Flatten(), nn.Linear(3072,4))))).mine.n == 10
