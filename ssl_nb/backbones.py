@@ -8,12 +8,18 @@ __all__ = ['FAMILIES', 'TimmTrunk', 'timm_arguments', 'backbone']
 # %% ../nbs/07_backbones.ipynb #914fc592
 import logging
 from difflib import get_close_matches
+from functools import partial
 
 import timm
 from safetensors.torch import load_file
+from timm.models.byobnet import ByobNet
+from timm.models.convnext import ConvNeXt
 from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.pit import PoolingVisionTransformer
+from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
+from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -65,15 +71,19 @@ class _Embed(nn.Module):
     def __init__(self, m): super().__init__(); self.model = m
     def forward(self, x): return self.model.norm_pre(self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(x))))
 
+class _Features(nn.Module):
+    "What timm makes of the last tokens or map: a vector"
+    def __init__(self, m): super().__init__(); self.model = m  # a module and no closure, so that a copy of the trunk reads its own weights
+    def forward(self, x): return self.model.forward_head(x, pre_logits=True)
+
+def _tokens_as_map(x, last, skip, grid): return x if last else x[:,skip:].transpose(1, 2).unflatten(2, grid)
+
 def _vit(m):
     n = len(m.blocks)
     cuts = [round(n*k/4) for k in range(5)]
     parts = [m.blocks[a:b] for a,b in zip(cuts, cuts[1:])]
-    def read(x, last):
-        if last: return m.fc_norm(m.pool(x))  # with `global_pool='avg'` the norm comes after the mean
-        h,w = m.patch_embed.grid_size
-        return x[:,m.num_prefix_tokens:].transpose(1, 2).unflatten(2, (h,w))
-    return TimmTrunk(m, [nn.Sequential(_Embed(m), parts[0]), *parts[1:-1], nn.Sequential(parts[-1], m.norm)], read)
+    read = partial(_tokens_as_map, skip=m.num_prefix_tokens, grid=m.patch_embed.grid_size)
+    return TimmTrunk(m, [nn.Sequential(_Embed(m), parts[0]), *parts[1:-1], nn.Sequential(parts[-1], m.norm, _Features(m))], read)
 
 class _PitEmbed(nn.Module):
     "What a PiT does before its stages: a map, and the class token"
@@ -82,21 +92,38 @@ class _PitEmbed(nn.Module):
         x = self.model.patch_embed(x)
         return self.model.pos_drop(x + self.model.pos_embed), self.model.cls_token.expand(len(x), -1, -1)
 
-class _PitNorm(nn.Module):
+class _PitEnd(nn.Module):
     "What a PiT does after them: the class token, normalised"
-    def __init__(self, norm): super().__init__(); self.norm = norm
-    def forward(self, x): return x[0], self.norm(x[1])
+    def __init__(self, m): super().__init__(); self.model = m
+    def forward(self, x): return self.model.forward_head(self.model.norm(x[1]), pre_logits=True)
+
+def _first(x, last): return x if last else x[0]
 
 def _pit(m):
     first,*between,last = m.transformers
-    return TimmTrunk(m, [nn.Sequential(_PitEmbed(m), first), *between, nn.Sequential(last, _PitNorm(m.norm))], lambda x, last: x[1][:,0] if last else x[0])
+    return TimmTrunk(m, [nn.Sequential(_PitEmbed(m), first), *between, nn.Sequential(last, _PitEnd(m))], _first)
 
-FAMILIES = {ResNet: _resnet, EfficientNet: _efficientnet, VisionTransformer: _vit, PoolingVisionTransformer: _pit}
+# %% ../nbs/07_backbones.ipynb #57689960
+def _staged(m, stem, stages, end=None):
+    "A stem, stages of maps, and what timm makes of the last map"
+    first,*between,last = stages
+    return TimmTrunk(m, [nn.Sequential(*stem, first), *between, nn.Sequential(last, end or nn.Identity(), _Features(m))])
 
-# %% ../nbs/07_backbones.ipynb #9f9c2645
+def _mobilenet(m): return _staged(m, [m.conv_stem, m.bn1], m.blocks)
+def _convnext(m): return _staged(m, [m.stem], m.stages, m.norm_pre)
+def _byobnet(m): return _staged(m, [m.stem], m.stages, m.final_conv)
+def _regnet(m): return _staged(m, [m.stem], [m.s1,m.s2,m.s3,m.s4], m.final_conv)
+def _resnetv2(m): return _staged(m, [m.stem], m.stages, m.norm)
+
+def _whole(m): return TimmTrunk(m, [m])
+
+FAMILIES = {ResNet: _resnet, EfficientNet: _efficientnet, VisionTransformer: _vit, PoolingVisionTransformer: _pit,
+            MobileNetV3: _mobilenet, ConvNeXt: _convnext, ByobNet: _byobnet, RegNet: _regnet, ResNetV2: _resnetv2}
+
+# %% ../nbs/07_backbones.ipynb #7b3cd977
 def _small(name, size):
     "Arguments for `timm.create_model` that suit images of `size` pixels"
-    if name.startswith('vit_'): return dict(img_size=size, **(dict(patch_size=max(2, size//8)) if size < 96 else {}))
+    if name.startswith(('vit_','deit','flexivit_')): return dict(img_size=size, **(dict(patch_size=max(2, size//8)) if size < 96 else {}))
     if name.startswith('pit_'): return dict(img_size=size, **(dict(patch_size=max(2, size//8), stride=max(1, size//16)) if size < 96 else {}))
     return {}
 
@@ -108,10 +135,11 @@ def _small_stem(m, size):
         if isinstance(m.conv1, nn.Sequential): m.conv1[0].stride = (1,1); return m  # a "deep" stem, which is 3x3 already
         m.conv1 = nn.Conv2d(m.conv1.in_channels, m.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(m.conv1.weight, mode='fan_out', nonlinearity='relu')
-    if isinstance(m, EfficientNet): m.conv_stem.stride = (1,1)
+    if isinstance(m, (EfficientNet,MobileNetV3)): m.conv_stem.stride = (1,1)
+    if isinstance(m, RegNet): m.stem.conv.stride = (1,1)
     return m
 
-# %% ../nbs/07_backbones.ipynb #7b3cd977
+# %% ../nbs/07_backbones.ipynb #2d6610e0
 _VIT_2021 = dict(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3., qkv_bias=False)
 
 def timm_arguments(
@@ -129,8 +157,9 @@ def _create(name, size, timms, path, **kwargs):
         if timms: raise InputError("vit_small_2021: timm no longer has its ImageNet weights; take weights=None, or vit_small_patch16_224")
         return VisionTransformer(num_classes=0, **kwargs)
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), 3)
-        raise InputError(f"timm has no model {name!r}; {'did you mean ' + ' or '.join(near) if near else 'timm.list_models() lists what it has'}?")
+        names = timm.list_models()
+        near = [n for n in names if name and n.startswith(name)][:3] or get_close_matches(name, names, 3)
+        raise InputError(f"timm has no model {name!r}; {'did you mean ' + ' or '.join(near) + '?' if near else 'timm.list_models() lists what it has'}")
     log = logging.getLogger('huggingface_hub')
     level = log.level
     log.setLevel(logging.ERROR)  # without a network it would tell of every attempt
@@ -138,7 +167,7 @@ def _create(name, size, timms, path, **kwargs):
     finally: log.setLevel(level)
 
 def backbone(
-    name:str='resnet18', # any model of timm of these families, such as `efficientnet_b0`, `vit_small_patch16_224`, `pit_ti_224`; or `vit_small_2021`
+    name:str='resnet18', # any model of timm, such as `efficientnet_b0`, `vit_small_patch16_224`, `pit_ti_224`; or `vit_small_2021`
     size:int=32, # side of the images, pixels
     weights=None, # None: random; 'imagenet': timm's own, fetched or from its cache; or the path of a safetensors file: of `save_weights`, of `export_weights`, or of timm
     **kwargs): # for `timm.create_model`, such as `channels=(16,32,64,128)` for a narrow ResNet
@@ -153,8 +182,7 @@ def backbone(
         if isinstance(model, VisionTransformer) and (left := size % model.patch_embed.patch_size[0]): raise ValueError(f'{left} pixels would be left over beside its patches of {model.patch_embed.patch_size[0]}')
     except InputError: raise
     except Exception as e: raise InputError(_why_not(name, size, weights, e)) from e
-    family = next((make for cls,make in FAMILIES.items() if isinstance(model, cls)), None)
-    if not family: raise InputError(f"{name} is a {type(model).__name__}, whose blocks are not known here; choose a {', '.join(c.__name__ for c in FAMILIES)}, or build a `TimmTrunk`")
+    family = next((make for cls,make in FAMILIES.items() if isinstance(model, cls)), _whole)
     trunk = family(model)
     try: feature_shape(trunk, size=size)  # can it take the size?
     except Exception as e: raise InputError(_why_not(name, size, weights, e)) from e

@@ -242,6 +242,7 @@ class ImageDL(DataLoader):
         **kwargs):
         n = len(dataset) if rows is None else len(rows)
         if n == 0: raise InputError(f"{getattr(dataset, 'name', 'the data set')} is empty; give at least one image")
+        if not isinstance(bs, (int,np.integer)) or bs < 1: raise InputError(f"bs={bs!r}: give a whole number of 1 or more")
         if device is not None and resident: dataset = dataset.to(device)
         bs, self.steps, self.resident, self.rows, self.skip = min(bs, n), steps, resident, rows, 0  # `skip`: batches of the next epoch that a resumed fit has done
         kwargs.update(n=n if steps is None else steps*bs, num_workers=0)

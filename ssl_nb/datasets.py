@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,13 @@ _SPLITS = dict(train='train', test='test', unlabelled='unlabeled')  # our names 
 def _amiss(root, parts):
     "The first file of the wanted parts of STL-10 that is missing or damaged, in words; None when all are well"
     folder,wanted = root/STL10.base_folder, [_SPLITS[p] for p in parts]
-    if not folder.is_dir(): return f"no folder {folder}"
-    for name,md5 in STL10.train_list + STL10.test_list:
-        if name.split('_')[0] not in wanted: continue
-        if not (folder/name).is_file(): return f"{folder/name} is missing"
-        try: good = check_integrity(folder/name, md5)
-        except OSError as e: return f"{folder/name} cannot be read ({e.strerror})"
-        if not good: return f"{folder/name} is truncated or not the release's file (its md5 differs)"
+    try:
+        if not folder.is_dir(): return f"no folder {folder}"
+        for name,md5 in STL10.train_list + STL10.test_list:
+            if name.split('_')[0] not in wanted: continue
+            if not (folder/name).is_file(): return f"{folder/name} is missing"
+            if not check_integrity(folder/name, md5): return f"{folder/name} is truncated or not the release's file (its md5 differs)"
+    except OSError as e: return f"{e.filename} cannot be read ({e.strerror})"
 
 class _Checked(STL10):
     "torchvision's reader, for files that have been checked"
@@ -147,6 +148,12 @@ def _decode(paths, size):
     return x
 
 # %% ../nbs/09_datasets.ipynb #d70548ce
+@contextmanager
+def _readable():
+    try: yield
+    except OSError as e: raise InputError(f"CelebA: {e.filename} cannot be read ({e.strerror}); see whether you may, or take another copy") from e
+
+@_readable()
 def _find_images(folder, attributes, path):
     "File name and number of bytes of each image that the list at `path` names; .png does as well as .jpg"
     with os.scandir(folder) as entries: sizes = {e.name: e.stat().st_size for e in entries if e.is_file()}
@@ -181,6 +188,7 @@ def _load_images(folder, found, size):
     return torch.from_numpy(x)
 
 # %% ../nbs/09_datasets.ipynb #48e9f3ff
+@_readable()
 def _celeba_folder(root):
     "Where the release is, with all three of its parts"
     parts = 'img_align_celeba', 'list_attr_celeba.txt', 'list_eval_partition.txt'

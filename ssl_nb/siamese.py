@@ -165,10 +165,12 @@ def simsiam_learner(
     "A `Learner` for SimSiam; its rate is the protocol's, by batch: `fit_cosine(epochs, constant=(1,))`. Raises `InputError` for an unknown protocol, and when it is fitted with a batch of one."
     check_protocol(protocol)
     s = SIMSIAM[protocol]
-    model = SimSiam(trunk, *simsiam_heads(feature_shape(trunk, size=size)[0], protocol, width))
+    try: c = feature_shape(trunk, size=size)[0]
+    except Exception as e: raise InputError(f"the trunk cannot take views of {size} pixels; say with size= what it was made for") from e
+    model = SimSiam(trunk, *simsiam_heads(c, protocol, width))
     monitor = monitor or CollapseMonitor()
     defaults = dict(opt_func=torch_opt(s['opt'], s['wd'], **s['kwargs']), lr=s['lr']*dls.train.bs*accumulate/256, splitter=body_and_predictor, metrics=monitor.metrics)
-    cbs = [Pairs(*(augment or simsiam_augment(size))), monitor, *([Accumulate(accumulate)] if accumulate > 1 else []), *L(kwargs.pop('cbs', None))]
+    cbs = [Pairs(*(augment or simsiam_augment(size))), monitor, *([Accumulate(accumulate)] if accumulate != 1 else []), *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, simsiam_loss, cbs=cbs, **{**defaults, **kwargs})
 
 # %% ../nbs/11_siamese.ipynb #988efa25
@@ -176,7 +178,7 @@ class Accumulate(Callback):
     "One step of the optimiser for every `n` batches; what is left at the end of an epoch makes a step of its own"
     order,run_valid = MixedPrecision.order - 4, False
     def __init__(self, n:int):
-        if n < 1: raise InputError(f"n={n}: give 1 batch or more for a step")
+        if not isinstance(n, int) or n < 1: raise InputError(f"n={n}: give 1 batch or more for a step, a whole number")
         self.n = n
 
     def group(self): return min(self.n, self.n_iter - self.iter//self.n*self.n)  # batches of this step

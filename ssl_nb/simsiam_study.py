@@ -10,6 +10,7 @@ __all__ = ['SETS', 'SIMSIAM_RECIPES', 'SIMSIAM_SCALES', 'SIMSIAM_PARTS', 'BACKBO
            'attribute_figure', 'simsiam_fractions', 'simsiam_fraction_table']
 
 # %% ../nbs/19_simsiam_study.ipynb #21e01d29
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ SETS = dict(sample=dict(size=32, stats='cifar10', backbones=['resnet18']), cifar
 
 # %% ../nbs/19_simsiam_study.ipynb #10665f17
 SIMSIAM_RECIPES = dict(
-    report=dict(pretrain=dict(epochs=100, bs=64, accumulate=8, warmup=5, lr=1e-3), finetune=dict(bs=64, lr=1e-3, schedule='constant'), valid=.2, stats='imagenet'),
+    report=dict(pretrain=dict(epochs=100, bs=64, accumulate=8, warmup=5, lr=1e-3), finetune=dict(bs=64, lr=1e-3, schedule='constant'), valid=.2, stats='imagenet', celeba=dict(size=224)),
     paper=dict(pretrain=dict(epochs=800, bs=512, accumulate=1, warmup=0, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04),
     best=dict(pretrain=dict(epochs=200, bs=512, accumulate=1, warmup=5, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04))
 
@@ -91,7 +92,8 @@ def siamese_pretrain(run, place):
     fit_run(learn, dict(run, config=dict(c, lr=c['lr']*c['bs']*c['accumulate']/256)), place, partial(learn.fit_cosine, warmup=c['warmup'], constant=(1,)))
     keep_weights(trunk, place.weights(run['run']), backbone=c['backbone'], size=c['size'], net=c['net'], run=run['run'])
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
-    metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(trunk, parts, _views(run)[1]) if probed else {}))
+    seen = trunk if c['images'] == 'set' else set_bn_statistics(deepcopy(trunk), parts['fit'].thin(1000), _views(run)[1])  # statistics of noise say nothing of photographs; random blocks get these, too
+    metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(seen, parts, _views(run)[1]) if probed else {}))
     return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['fit']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
 
 def probe_trunk(trunk, parts, norm):
@@ -177,6 +179,8 @@ KINDS.update(siamese_pretrain=siamese_pretrain, siamese_probe=siamese_probe, sia
 COSTS.update(siamese_pretrain=cost_siamese, siamese_probe=cost_siamese_probe, siamese_finetune=cost_finetune)
 
 # %% ../nbs/19_simsiam_study.ipynb #e7354317
+_TODAYS = dict(vit_small_2021='vit_small_patch16_224')  # of the old net there are no ImageNet weights any more
+
 SIMSIAM_PARTS = dict(pretrain='pretraining (Figure 3)', noise='pretraining on noise', probe='random blocks, probed', finetune='fine-tuning (Tables 1 to 3)', fraction='label fraction')
 
 def simsiam_runs(
@@ -204,13 +208,14 @@ def simsiam_runs(
             for kind in ('wrapped','normal'):
                 starts[kind] = f'{tag}-noise-{kind}'
                 runs.append(run('noise', f'noise-{kind}', 'siamese_pretrain', net, images=kind, noise=s['noise'], heads=s['heads'], **s['pretrain']))
-        runs += [run('finetune', f'finetune-{net}-{n}', 'siamese_finetune', net, 0, start=start, **s['finetune']) for n,start in starts.items()]
+        runs += [run('finetune', f'finetune-{net}-{n}', 'siamese_finetune', _TODAYS.get(net, net) if n == 'imagenet' else net, 0, start=start, **s['finetune']) for n,start in starts.items()]
         if data in ('sample','cifar10'): runs.append(run('finetune', f'finetune-{net}-random-longer', 'siamese_finetune', net, 0, start='random', **dict(s['finetune'], epochs=s['longer']*s['finetune']['epochs'])))
     return runs + (_fraction_runs(run, s, f'{tag}-pretrain-resnet18', labels, data) if data in ('sample','cifar10') else [])
 
 def _settings(scale, protocol, data):
     "A protocol's recipe and a data set, with what a scale changes of them"
-    s = {'heads': None, **SETS[data], **SIMSIAM_RECIPES[protocol]}
+    recipe = SIMSIAM_RECIPES[protocol]
+    s = {'heads': None, **SETS[data], **recipe, **recipe.get(data, {})}
     def change(s, own): return {**s, **{k: {**s[k], **v} if isinstance(v, dict) and isinstance(s.get(k), dict) else v for k,v in own.items() if k not in {**SETS, **SIMSIAM_RECIPES}}}
     own = SIMSIAM_SCALES[scale]
     return change(change(change(s, own), own.get(data, {})), own.get(protocol, {}))
@@ -231,12 +236,12 @@ def without_missing_weights(
         c = r['config']
         if c.get('start') != 'imagenet' or c['backbone'] in missing: continue  # without a network this takes a minute
         print(f"looking for the ImageNet weights of {c['backbone']} ...", flush=True)
-        try: backbone(c['backbone'], c['size'], 'imagenet')
+        try: backbone(c['backbone'], c['size'], 'imagenet', **c['net'])
         except InputError as e: missing[c['backbone']] = str(e); print(f"left out: {e}", flush=True)
     return [r for r in runs if not (r['config'].get('start') == 'imagenet' and r['config']['backbone'] in missing)]
 
 # %% ../nbs/19_simsiam_study.ipynb #2cd33cdf
-BACKBONES = dict(resnet18='ResNet-18', efficientnet_b0='EfficientNet-B0', vit_small_2021='ViT-S (2021)', pit_ti_224='PiT-Ti')
+BACKBONES = dict(vit_small_patch16_224="ViT-S (today's)", resnet18='ResNet-18', efficientnet_b0='EfficientNet-B0', vit_small_2021='ViT-S (2021)', pit_ti_224='PiT-Ti')
 _STL10 = dict(resnet18=(65.73,70.23,89.82), efficientnet_b0=(65.30,69.84,95.03), vit_small_2021=(53.74,60.45,96.26), pit_ti_224=(58.14,64.21,87.31))
 _CELEBA = dict(resnet18=((.5311,.9301,.6403,.9517), (.5405,.9310,.6448,.9592), (.5826,.9369,.6622,.9617)), pit_ti_224=((.5289,.9265,.6374,.9494), (.5389,.9303,.6416,.9578), (.5841,.9487,.6723,.9623)))
 _CELEBA_VALID = dict(resnet18=((.5377,.9339,.6522,.9552), (.5449,.9340,.6549,.9608), (.5898,.9391,.6690,.9634)), pit_ti_224=((.5301,.9297,.6412,.9504), (.5413,.9311,.6579,.9591), (.5910,.9440,.6804,.9671)))
@@ -261,7 +266,7 @@ def table2(results:list):
     rows = [(net, start) for net in _STL10 for start in _STARTS]
     cols = {'report': [_say(_STL10[net][list(_STARTS).index(start)]) for net,start in rows]}
     for (p,s),rs in _by_setting(results, 'stl10').items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, f'finetune-{net}-{start}', 'test_accuracy')) for net,start in rows]
-    return pd.DataFrame(cols, index=[f"{BACKBONES[net]}, {_STARTS[start].format('STL-10')}" for net,start in rows])
+    return pd.DataFrame(cols, index=[f"{BACKBONES[_TODAYS.get(net, net) if start == 'imagenet' else net]}, {_STARTS[start].format('STL-10')}" for net,start in rows])
 
 _FACE_COLUMNS = dict(jaccard_macro='macro "acc" (Jaccard)', auc_macro='macro AUC', jaccard_micro='micro "acc" (Jaccard)', auc_micro='micro AUC', accuracy='mean accuracy')
 

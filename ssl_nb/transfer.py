@@ -13,6 +13,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import default_device
 from fastcore.foundation import L
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from .augment import Augment, rotnet_augment
@@ -84,12 +85,14 @@ def transfer_learner(
     passes:int|None=None, # `cached`: keep the features of so many augmented passes; by default of one without augmentation
     augment:tuple|None=None, # a pair of modules, for training and for measuring; by default RotNet's
     **kwargs): # for `ssl_learner`
-    "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first."
+    "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first. Raises `InputError` for an unknown mode or head, and for batches of one image."
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
     augment,norm = augment or rotnet_augment(protocol)
     shape = tuple(train.x.shape[1:]) if mode == 'features' else feature_shape(trunk, upto, train.x.shape[-1])
     own = dict(momentum=.9) if protocol == 'report' and head in ('conv','box') else {}  # BatchNorm as in the net
     net = make_head(head, shape, train.c, **own)
+    if min(bs, len(train)) < 2 and any(isinstance(m, _BatchNorm) for learned in (net, *([trunk] if mode == 'finetune' else [])) for m in learned.modules()):
+        raise InputError("a batch of one image: BatchNorm has nothing to average over; give two images or more, and bs=2 or more")
     if mode == 'finetune' and protocol != 'report': kwargs.setdefault('splitter', body_and_head)  # `report` groups by weight decay
     kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))

@@ -5,6 +5,7 @@ import pickle
 import re
 import tarfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,6 +246,18 @@ def test_stl10_parts(stl, parts):
         if name.split('_')[0].replace('unlabeled', 'unlabelled') not in wanted: (stl/'stl10_binary'/name).unlink()
     assert list(stl10(stl, parts=parts)) == wanted
     one_line(lambda: stl10(stl), 'is missing', 'download=True')
+
+
+def forbid(monkeypatch, where):
+    "As of somebody else's folder; whoever runs this may be allowed all, so the system's answer is made up"
+    def told(call): return lambda path, *args: no(path) if where in str(path) else call(path, *args)
+    def no(path): raise PermissionError(13, 'Permission denied', str(path))
+    for of, name in ((Path, 'is_dir'), (Path, 'exists'), (os, 'scandir')): monkeypatch.setattr(of, name, told(getattr(of, name)))
+
+
+def test_stl10_that_cannot_be_read(stl, monkeypatch):
+    forbid(monkeypatch, 'stl10_binary')
+    one_line(lambda: stl10(stl), 'stl10_binary cannot be read (Permission denied)')
 
 
 @pytest.mark.parametrize('parts', [(), 'unlabeled', ['train', 'folds']])
@@ -655,3 +668,13 @@ def test_bad_noise(n, kind, size, said): one_line(lambda: noise(n, kind, size), 
 
 def test_docstrings_tell_of_input_errors():
     for f in (stl10, celeba, noise): assert re.search('Raises `InputError`', f.__doc__)
+
+
+@pytest.mark.parametrize('where', ['img_align_celeba', 'faces'])
+def test_celeba_that_cannot_be_read(faces, monkeypatch, where):
+    forbid(monkeypatch, where if where in os.listdir(faces) else faces.name)
+    one_line(lambda: celeba(faces, 16), 'cannot be read (Permission denied)')
+
+
+@pytest.mark.parametrize('bs', [0, -1, 2.5, '8', None])
+def test_a_batch_that_there_is_not(place, bs): one_line(lambda: ImageDL(place().data['train'], bs), f'bs={bs!r}: give a whole number')

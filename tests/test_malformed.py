@@ -434,7 +434,7 @@ def option(name, *args):
 def of(name, **values): return [option(name, '--'+k, v) for k, vs in values.items() for v in vs]
 
 
-WRONG = dict(method=['byol', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg11', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS],
+WRONG = dict(method=['byol', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg1', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS],
     epochs=['0', '-1', 'nan', '1e3', NUMBERS], size=['3', '-64', '1025', '99999999999999999999', NUMBERS], bs=['1', '-1', '-8', NUMBERS],
              lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**32), str(2**70), '1.5', NUMBERS],
              weights=['none.pth', '.', '/dev/null', '/dev/zero', 'Imagenet', ' '], minutes=['-1', 'nan', '-inf', NUMBERS],

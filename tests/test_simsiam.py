@@ -4,6 +4,7 @@ from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -21,7 +22,7 @@ from ssl_nb.learner import torch_opt
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.schedule import *
 from ssl_nb.siamese import SIMSIAM, Accumulate, CollapseMonitor, SimSiam, effective_rank, negative_cosine, simsiam_learner, simsiam_loss, spread
-from ssl_nb.simsiam_study import parts_of, simsiam_runs, without_missing_weights
+from ssl_nb.simsiam_study import parts_of, simsiam_runs, start_trunk, without_missing_weights
 from ssl_nb.transfer import transfer_learner
 from ssl_nb.study import Place, read_results, run_study
 
@@ -165,6 +166,22 @@ def test_a_batch_of_one_is_refused():
     with pytest.raises(InputError, match='a batch of one image'): quiet_fit(simsiam_learner(image_dls(few(), few(), bs=1), NIN(16), width=16))
 
 
+@pytest.mark.parametrize('head, mode', [('nonlinear', 'cached'), ('conv', 'frozen'), ('linear', 'finetune')])
+def test_a_batch_of_one_is_refused_in_transfer(head, mode):
+    for images, bs in ((few(), 1), (few(1), 8)):
+        with pytest.raises(InputError, match='a batch of one image'): transfer_learner(backbone('resnet18', 32, **NETS['resnet18']), images, few(16), 2, head, mode, bs=bs, device='cpu')
+    transfer_learner(backbone('resnet18', 32, **NETS['resnet18']), few(), few(16), 2, 'linear', 'frozen', bs=1, device='cpu')  # frozen blocks keep their statistics
+
+
+def test_views_of_a_size_that_the_trunk_cannot_take():
+    with pytest.raises(InputError, match='views of 32 pixels; say with size='): simsiam_learner(image_dls(few(), few(), bs=8), backbone('vit_small_patch16_224', 64, **NETS['vit_small_patch16_224']), width=16)
+
+
+@pytest.mark.parametrize('n', [0, -1, 2.5])
+def test_a_group_of_no_batches_is_refused(n):
+    with pytest.raises(InputError, match='a whole number'): simsiam_learner(image_dls(few(), few(), bs=8), NIN(16), width=16, accumulate=n)
+
+
 def test_lightly_gives_the_same_loss_and_gradients():
     loss = pytest.importorskip('lightly.loss', reason='lightly is not installed: pip install lightly')
     heads = pytest.importorskip('lightly.models.modules')
@@ -222,6 +239,41 @@ def test_rows_without_weights_are_left_out(monkeypatch, capsys):
     kept = without_missing_weights(runs)
     assert len(runs) - len(kept) == 2 and all(r['config'].get('start') != 'imagenet' for r in kept)
     assert capsys.readouterr().out.count('left out') == 2
+
+
+def test_imagenet_weights_are_where_a_fit_starts(tmp_path, monkeypatch):
+    "timm's own way, with a file in the place of its download"
+    create, net = timm.create_model, dict(channels=[8, 8, 16, 16])
+    theirs = create('resnet18', **net)
+    save_file(theirs.state_dict(), tmp_path/'timms.safetensors')
+    def here(name, pretrained=False, **kwargs): return create(name, pretrained, **{**kwargs, **(dict(pretrained_cfg_overlay=dict(file=str(tmp_path/'timms.safetensors'))) if pretrained else {})})
+    monkeypatch.setattr(timm, 'create_model', here)
+    run = next(r for r in simsiam_runs('tiny') if r['name'] == 'finetune-resnet18-random')
+    run = dict(run, run='imagenet', config=dict(run['config'], start='imagenet', net=net))
+    assert without_missing_weights([run]) == [run]
+    place = Place(tmp_path, 'cpu')
+    assert torch.equal(start_trunk(run, place).model.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); run_study([run], place, verbose=False)
+    assert 0 <= read_results(tmp_path)[0]['metrics']['test_accuracy'] <= 1
+
+
+def test_the_old_vit_has_no_imagenet_weights_and_todays_has():
+    runs = {r['name']: r['config'] for r in simsiam_runs('full', data='stl10')}
+    assert runs['finetune-vit_small_2021-imagenet']['backbone'] == 'vit_small_patch16_224'
+    assert {c['backbone'] for n, c in runs.items() if 'vit' in n and not n.endswith('imagenet')} == {'vit_small_2021'}
+
+
+def test_noise_is_probed_with_the_statistics_of_photographs(tmp_path, monkeypatch):
+    "As random blocks are: what is compared are weights"
+    import ssl_nb.simsiam_study as study
+    seen = []
+    monkeypatch.setattr(study, 'probe_trunk', lambda trunk, *args: seen.append(deepcopy(trunk)) or {})
+    runs = [r for r in simsiam_runs('tiny') if r['name'] == 'noise-normal']
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); run_study(runs, Place(tmp_path, 'cpu'), verbose=False)
+    kept = backbone('resnet18', 32, tmp_path/f"weights/{runs[0]['run']}.safetensors", **runs[0]['config']['net'])
+    for k, v in kept.state_dict().items():
+        if 'running_mean' in k: assert not torch.allclose(v, seen[0].state_dict()[k])
+        elif v.is_floating_point() and 'running' not in k: assert torch.allclose(v, seen[0].state_dict()[k], atol=1e-3)
 
 
 def test_a_place_must_hold_what_a_run_wants(tmp_path):
