@@ -22,7 +22,7 @@ from .folders import duplicate_words, without_copies
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
-from .runs import Run, StopDiverged, as_images, best_block, open_run, read_json, transfer_table, write_json, write_report
+from .runs import Run, StopDiverged, as_images, best_block, check_out, open_run, read_json, transfer_table, write_json, write_report
 from .study import find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
@@ -72,6 +72,7 @@ def transfer(
     **settings): # for `transfer_settings`: head, upto, finetune, bs, epochs, lr, flip, seed
     "Train a head on the run's net, or both, with labelled images; measure, and write weights and result into the run's folder. Returns the result."
     run,device = open_run(run) if not isinstance(run, Run) else run, find_device(str(device))
+    if labels == 'folders': check_out(run.folder, labelled, valid)  # its pictures would be a class
     c,trunk = run.config, run.trunk
     run.transfers  # a damaged one is told of before there is another
     if not 0 <= settings.get('seed', 0) < 2**32: raise InputError(f"a seed of {settings['seed']}: give a whole number from 0 to {2**32-1}")
@@ -84,7 +85,10 @@ def transfer(
     sweep(run.folder)
     folder = transfer_folder(run, name or f"{t['head']}{t['upto'] or ''}{'-finetune' if t['finetune'] else ''}-{len(train)}labels", t)
     print(f"{t['head']} head on {'all' if t['upto'] is None else 'the first '+str(t['upto'])} blocks, {'all trained' if t['finetune'] else 'frozen'}; {len(train)} labelled images of {train.c} classes, {t['epochs']} epochs of {t['bs']} a batch; measured on {len(held)} others")
-    metrics,model = compare(run, c, t, train, held, device, folder, against)
+    try: metrics,model = compare(run, c, t, train, held, device, folder, against)
+    except InputError:
+        if [p.name for p in folder.glob('*')] == ['config.json']: (folder/'config.json').unlink(); folder.rmdir()  # nothing was learned: so that the right command may follow
+        raise
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=list(map(str, labelled.vocab)), attributes=train.y.dtype == torch.bool)
     result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)), vocab=list(map(str, labelled.vocab)), machine=machine(device), commit=git_commit())
     write_json(folder/'result.json', **result)
@@ -119,6 +123,7 @@ def labelled_parts(labelled, valid, seed):
     train,held = holdout(labelled, .25, seed) if valid is None else (labelled, valid)
     if not len(held): raise InputError(f"{labelled.name}: too few images to hold some out; give 4 or more of each class, or images to measure on")
     kept,pairs = without_copies(train, held)
+    if not len(kept): raise InputError(f"every image of {train.name} is also in {held.name}; give other images to measure on")
     if pairs: print(f"left out of training: {duplicate_words(pairs, held, train)}")
     return kept, held
 

@@ -14,6 +14,7 @@ import warnings
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 
 warnings.filterwarnings('ignore', category=FutureWarning)  # of libraries that libraries use: nothing that a reader could act on
 
@@ -41,6 +42,8 @@ def plain_errors(f):
     @wraps(f)
     def g(*args, **kwargs):
         warnings.formatwarning = lambda message, *_, **__: f'{message}\n'  # the line of our code that found it helps nobody
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show ends no run
         try: return f(*args, **kwargs)
         except InputError as e: message,code = str(e), 2
         except OSError as e: message,code = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2
@@ -229,7 +232,7 @@ def ssl_pretrain(
     if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))
     pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, **args)
-    if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {out} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {out} --to timm            the weights for other programs")
+    if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {quote(out)} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {quote(out)} --to timm            the weights for other programs")
 
 @call_parse
 @plain_errors
@@ -252,8 +255,9 @@ def ssl_transfer(
     device:str='auto'): # auto, cpu, cuda, ...
     "Train a classifier on the net of a run, and see what pretraining was good for"
     if freeze and finetune: raise InputError("--freeze and --finetune: give one of them")
-    transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed, **(dict(upto=upto) if upto else {}))
-    print(f"\nWhat to do next:\n  ssl_export {run} --to timm            the weights for other programs")
+    done = transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed, **(dict(upto=upto) if upto else {}))
+    made = str(Path(run)/('transfer-' + done['name']))
+    print(f"\nWhat to do next:\n  ssl_export {quote(run)} --to timm            the pretrained weights for other programs\n  load_classifier({made!r})    the classifier, in Python: from ssl_nb.classifier import load_classifier")
 
 @call_parse
 @plain_errors

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'MEASURES', 'run_settings', 'run_augment', 'run_learner', 'fits_device', 'run_fit', 'StepTimer',
            'seconds_needed', 'probes_of', 'best_block', 'measure', 'write_json', 'read_json', 'Run', 'open_run',
-           'StopDiverged', 'Lines', 'split_images', 'some', 'as_images', 'pretrain', 'say_plan', 'where_images_are',
-           'gain_table', 'transfer_table', 'write_report']
+           'StopDiverged', 'Lines', 'split_images', 'some', 'as_images', 'pretrain', 'check_out', 'say_plan',
+           'where_images_are', 'gain_table', 'transfer_table', 'write_report']
 
 # %% ../nbs/28_runs.ipynb #9b92c278
 import base64
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .augment import Flip, Normalize, PadCrop, ResizedCrop, simsiam_augment
 from .data import Images, InputError, holdout, image_dls, show_grid
-from .distributed import data_parallel, first_goes_ahead, is_first, join_processes
+from .distributed import data_parallel, first_goes_ahead, is_first, join_processes, which_process
 from .evaluate import attribute_probe, find_twins, linear_probe, predict
 from .export import build_trunk
 from .fast import best_precision  # with `learn.fast`
@@ -66,7 +66,9 @@ def run_settings(
     if given := {'name','size','in_chans','channels' if backbone == 'nin' else 'in_chans'} & net.keys(): raise InputError(f"{min(given)} is no argument to choose for the net: the images and the backbone decide it; leave it out")
     if len(images) < 20: raise InputError(f"{images.name}: {len(images)} images are too few to learn from; give 20 or more, better some thousands")
     kind = find_device(str(device)).type
-    bs = min(bs or METHODS[method]['bs'].get(kind, 64), len(images)//2)
+    world = which_process()[1]  # each takes as many of a batch
+    bs = min(bs or METHODS[method]['bs'].get(kind, 64)//world*world, len(images)//2//world*world)
+    if bs % world: raise InputError(f"a batch of {bs} images cannot be shared by {world} processes; make it a multiple of {world}, such as {max(1, bs//world)*world}")
     if bs < 2: raise InputError(f"a batch of {bs}: give 2 or more")
     mean,std = measure_stats(images)
     c,size = images.x.shape[1], images.x.shape[-1]
@@ -226,6 +228,7 @@ def open_run(
     folder): # of a run that is done
     "The run in a folder. Raises `InputError` when there is none, or when it is not finished."
     run = Run(folder)
+    if 'settings' in (read_json(run.folder/'config.json') or {}): raise InputError(f"{folder} is a transfer; give the folder of its run, {run.folder.resolve().parent}")
     if not run.config: raise InputError(f"{folder} holds no run; ssl_pretrain makes one")
     if not run.result or not run.weights.exists(): raise InputError(f"the run in {folder} is not finished; the command that began it goes on where it was")
     return run
@@ -242,9 +245,13 @@ class StopDiverged(Callback):
 
 class Lines(Callback):
     "A line an epoch, above the progress bar"
-    order = Recorder.order + 2
+    order = Checkpoint.order + 1  # it knows where the fit begins
+    def before_fit(self):
+        c = self.learn.checkpoint
+        if self.learn.create_mbar and c.start + c.batch: tqdm.write(f'goes on in epoch {c.start+1}/{self.n_epoch}' + f', after {c.batch} batches'*(c.batch > 0))
+
     def after_epoch(self):
-        if not self.learn.create_mbar: return
+        if not self.learn.create_mbar or self.epoch < self.learn.checkpoint.start: return
         names = [n for n in self.recorder.metric_names if n not in ('epoch','time')]
         said = ', '.join(f"{n.replace('_',' ')} {v:.3f}" for n,v in zip(names, self.recorder.values[-1]))
         tqdm.write(f'epoch {self.epoch+1}/{self.n_epoch}: {said}')
@@ -261,7 +268,8 @@ def split_images(
         bank,parts['query'] = holdout(labelled, .25, seed)
         parts['bank'] = without_copies(bank, parts['query'])[0]
     copies = {i for k,held in parts.items() if k != 'bank' for _,i in find_duplicates(held, images)} - set(watch.tolist())  # every image that equals a held-out one
-    parts['fit'] = torch.tensor([i for i in fit.tolist() if i not in copies])
+    parts['fit'] = torch.tensor([i for i in fit.tolist() if i not in copies], dtype=torch.long)
+    if len(parts['fit']) < 2: raise InputError(f"{images.name}: nothing is left to learn from, for {len(copies)} of {len(images)} images are copies of those held out; give other images")
     if labelled is None and images.y is not None: parts.update(bank=images.subset(some(parts['fit'], 5000)), query=parts['watch'])
     return parts, len(copies)
 
@@ -290,8 +298,9 @@ def pretrain(
     **settings): # for `run_settings`
     "Learn from images without labels, measure what that gained, and write a page about it. What was cut off goes on; what is done is not done again. Returns the `Run`."
     if minutes is not None and not 0 < minutes < float('inf'): raise InputError(f"minutes={minutes}: give a number above 0")
-    _check_out(out, images, labelled)
+    check_out(out, images, labelled)
     join_processes(device)
+    if labelled is None and labels not in (None, 'folders') and not isinstance(images, Images): labelled = images  # a CSV file may name a few of them: all are learned from
     with first_goes_ahead():  # what it decodes, the others find
         images = as_images(images, size=size, **({} if labelled is not None else dict(labels=labels, sep=sep)))
         if labelled is not None: labelled = as_images(labelled, size=images.x.shape[-1], channels=images.x.shape[1], labels=labels or 'folders', sep=sep)
@@ -299,7 +308,9 @@ def pretrain(
     c,run,device = run_settings(images, device=device, **settings), Run(out), find_device(str(device))
     data = dict(name=images.name, images=len(images), labelled=labelled and len(labelled))
     _check_same(run, c, data)
-    if run.result and run.weights.exists(): print(f"done already: {run.folder/'report.html'}"); return run
+    if run.result and run.weights.exists():
+        if is_first() and not (run.folder/'report.html').exists(): sweep(run.folder); _close(run)  # it was killed before it wrote the page
+        print(f"done already: {run.folder/'report.html'}"); return run
     parts,copies = split_images(images, labelled, c['seed'])
     _try_net(c, images.x.shape[1])
     if is_first():
@@ -314,7 +325,7 @@ def pretrain(
     _finish(run, c, images, parts, copies, learn, trunk, device)
     return run
 
-def _check_out(out, *folders):
+def check_out(out, *folders):
     "A run among the images would be found there with its pictures, and no longer be the same run"
     for f in folders:
         if isinstance(f, (str,Path)) and Path(out).resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
@@ -342,6 +353,7 @@ def say_plan(run, c, images, parts, copies, device):
     print(f"{c['method']} with {c['net']['name']} ({net}), {c['epochs']} epochs of {n} images of {tuple(images.x.shape[1:])}, {c['bs']} a batch")
     print(f"on {device}, {c['precision']}, images {where_images_are(images, device)}; {len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
     if 'bank' in parts: print(f"measured by {len(parts['bank'])} labelled images on {len(parts['query'])} others")
+    else: print("no labels, so neither kNN nor a linear probe will say what is gained: `labelled` (--labelled FOLDER) is for that")
     done = run.folder/'checkpoint.ckpt'
     if done.exists(): print(f"goes on from {done}")
     else: print(f"about {duration(seconds_needed(c, images, n, device))} on this machine; Ctrl-C stops, and the same command goes on", flush=True)
@@ -370,9 +382,13 @@ def _finish(run, c, images, parts, copies, learn, trunk, device):
     _save_figure(run, 'curves', plot_history({c['method']: h}, keys))
     _save_neighbours(run, parts['watch'], start, trunk)
     run.save('result.json', metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), machine=machine(device), commit=git_commit())
+    _close(run)
+    print(f"\nWhat was gained, on images that were held out (%):\n\n{gain_table(run).to_string()}\n\npage: {run.folder/'report.html'}")
+
+def _close(run):
+    "Once the result is there: no checkpoint any more, and the page"
     (run.folder/'checkpoint.ckpt').unlink(missing_ok=True)
     write_report(run)
-    print(f"\nWhat was gained, on images that were held out (%):\n\n{gain_table(run).to_string()}\n\npage: {run.folder/'report.html'}")
 
 def _save_figure(run, name, axs):
     fig = np.atleast_1d(axs).flat[0].figure

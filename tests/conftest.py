@@ -1,4 +1,5 @@
 "What the tests share: the command line in a process of its own, as a user runs it"
+import os
 import subprocess
 import sys
 from functools import partial
@@ -6,6 +7,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
+
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')  # `pytest -n`: a process on each core; read when torch is imported, and by what a test starts
 
 import pytest
 

@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from ssl_nb.classifier import labelled_parts, load_classifier, transfer
 from ssl_nb.data import InputError, cifar10_sample
 from ssl_nb.folders import find_duplicates, image_folder
 from ssl_nb.runs import measure, open_run, pretrain, split_images
+from ssl_nb.scenes import gtsdb_sample
+from ssl_nb.weights import read_checkpoint
 
 NET = 'channels=(8,8,16,16)'
+HOW = dict(size=32, bs=16, device='cpu', channels=(8,8,16,16))
 SMALL = ['--size', '32', '--epochs', '3', '--bs', '16', '--net', NET, '--device', 'cpu']
 
 
@@ -207,8 +211,8 @@ def test_ctrl_c_and_the_clock(folders, done, tmp_path):
     p.send_signal(signal.SIGINT)
     err = p.communicate()[1]
     assert p.returncode == 130 and 'stopping after this batch' in err and 'the same command goes on' in err and 'Traceback' not in err, err
-    from ssl_nb.weights import read_checkpoint
-    assert read_checkpoint(tmp_path/'run'/'checkpoint.ckpt')['epoch'] >= 1
+    there = read_checkpoint(tmp_path/'run'/'checkpoint.ckpt')
+    assert (there['epoch'], there['batch']) > (1, 0)  # more than the checkpoint of the first epoch
     with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, minutes=1e-9, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
     run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
     a,b = load_file(run.weights), load_file(done.weights)
@@ -247,3 +251,84 @@ def test_unwritable_folder(folders, tmp_path, command):
     (tmp_path/'file').write_text('')
     code,out,err = command('ssl_pretrain', folders/'photos', '--out', tmp_path/'file'/'run', *SMALL)
     assert code == 2 and 'cannot write' in err and 'Traceback' not in err
+
+
+def test_no_space(folders, done, tmp_path):
+    "A disk that is full: writing stops at 20 kB a file. The last checkpoint stays whole, and with room again the end is the same"
+    resource = pytest.importorskip('resource')
+    with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', folders/'labelled', minutes=1e-9, epochs=3, **HOW)
+    before = (tmp_path/'run'/'checkpoint.ckpt').read_bytes()
+    args = [Path(sys.executable).with_name('ssl_pretrain'), folders/'photos', '--labelled', folders/'labelled', '--out', tmp_path/'run', *SMALL]
+    r = subprocess.run([*map(str, args)], capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
+    assert r.returncode == 2 and 'cannot write' in r.stderr and 'make room' in r.stderr and 'Traceback' not in r.stderr, r.stderr
+    assert (tmp_path/'run'/'checkpoint.ckpt').read_bytes() == before and not list((tmp_path/'run').glob('.*'))
+    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', epochs=3, **HOW)
+    a,b = load_file(run.weights), load_file(done.weights)
+    assert all(torch.equal(a[k], b[k]) for k in a | b)
+
+
+def test_photographs_of_traffic_signs(tmp_path, command):
+    "Real pictures of many sizes, cut from photographs: better than to say the most frequent class always"
+    s,n = gtsdb_sample(), 0
+    for k,(y,(left,top,w,h)) in enumerate(zip(s.y.tolist(), s.boxes.int().tolist())):
+        if (s.y == y).sum() < 12: continue
+        (to := tmp_path/'signs'/s.vocab[y].replace('/', ' ')).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(s.x[k,:,top:top+h,left:left+w].permute(1, 2, 0).numpy()).save(to/f'{k}.jpg', quality=95); n += 1
+    often = max(len(list(c.iterdir())) for c in (tmp_path/'signs').iterdir())/n
+    code,out,err = command('ssl_pretrain', tmp_path/'signs', '--labels', 'folders', '--out', tmp_path/'run', *SMALL, '--epochs', 5)
+    assert code == 0 and 'kNN accuracy' in out, err
+    code,out,err = command('ssl_transfer', tmp_path/'run', tmp_path/'signs', '--finetune', '--alone', '--epochs', 20, '--bs', 16, '--lr', .003, '--device', 'cpu')
+    assert code == 0, err
+    assert json.loads(next((tmp_path/'run').glob('transfer-*/result.json')).read_text())['metrics']['this run']['accuracy'] > often + .15
+
+
+def test_labels_of_a_few_images_and_all_are_learned_from(folders, tmp_path):
+    files = sorted((folders/'photos').rglob('*.png'))[:40]
+    (tmp_path/'few.csv').write_text('\n'.join(['file,label', *(f"{p.relative_to(folders/'photos').as_posix()},{'AB'[k%2]}" for k,p in enumerate(files))]))
+    r = pretrain(folders/'photos', tmp_path/'run', labels=tmp_path/'few.csv', epochs=1, **HOW).result
+    assert r['sizes']['fit'] + r['sizes']['watch'] + r['copies'] == 100 and r['sizes']['bank'] + r['sizes']['query'] == 40 and 'knn' in r['metrics']['after']
+
+
+def test_copies_only(tmp_path):
+    (tmp_path/'x').mkdir()
+    for i in range(40): Image.effect_noise((32,32), 50).save(tmp_path/'x'/f'{i}.png') if i == 0 else shutil.copy(tmp_path/'x/0.png', tmp_path/'x'/f'{i}.png')
+    with pytest.raises(InputError, match='nothing is left to learn from'): pretrain(tmp_path/'x', tmp_path/'run', epochs=1, **HOW)
+    assert not (tmp_path/'run').exists()
+
+
+def test_killed_before_the_page(folders, done, tmp_path):
+    shutil.copytree(done.folder, tmp_path/'run')
+    (tmp_path/'run'/'report.html').unlink(); (tmp_path/'run'/'.report.html.1.tmp').touch(); (tmp_path/'run'/'checkpoint.ckpt').write_text('x')
+    pretrain(folders/'photos', tmp_path/'run', folders/'labelled', epochs=3, **HOW)
+    assert (tmp_path/'run'/'report.html').exists() and not list((tmp_path/'run').glob('.*')) and not (tmp_path/'run'/'checkpoint.ckpt').exists()
+
+
+def test_a_transfer_is_no_run(folders, done, command):
+    transfer(done, folders/'labelled', epochs=1, against=False, device='cpu', name='q')
+    code,out,err = command('ssl_export', done.folder/'transfer-q')
+    assert code == 2 and 'give the folder of its run' in err and 'delete' not in err
+
+
+def test_a_run_among_the_labelled(folders, done, tmp_path):
+    shutil.copytree(folders/'labelled', tmp_path/'l'); shutil.copytree(done.folder, tmp_path/'l'/'run')
+    with pytest.raises(InputError, match='in the folder of the images'): transfer(tmp_path/'l'/'run', tmp_path/'l', epochs=1, device='cpu')
+
+
+def test_measured_by_the_same_images(folders, done):
+    with pytest.raises(InputError, match='is also in'): transfer(done, folders/'labelled', folders/'labelled', epochs=1, device='cpu')
+
+
+@pytest.mark.parametrize('out', ['my run', 'é\udcff'])
+def test_odd_names_of_a_run(folders, tmp_path, out):
+    r = subprocess.run([Path(sys.executable).with_name('ssl_pretrain'), folders/'photos', '--out', os.fsencode(tmp_path/out), *SMALL, '--epochs', '1'], capture_output=True, env=dict(os.environ, PYTHONIOENCODING='ascii:strict'))
+    assert r.returncode == 0 and b'Traceback' not in r.stderr, r.stderr[-500:]
+    if ' ' in out: assert f"ssl_export '{tmp_path/out}'".encode() in r.stdout
+    assert (tmp_path/out/'report.html').exists()
+
+
+def test_it_says_where_it_goes_on(folders, tmp_path, capfd):
+    with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', minutes=1e-9, epochs=3, **HOW)
+    capfd.readouterr()
+    pretrain(folders/'photos', tmp_path/'run', epochs=3, **HOW)
+    out = capfd.readouterr()[0]
+    assert 'goes on in epoch 1/3, after 1 batches' in out and 'epoch 1/3: \n' not in out
