@@ -212,7 +212,7 @@ def ssl_pretrain(
     folder:str, # images, anywhere below it; no labels are needed
     method:str='simsiam', # simsiam or rotation
     backbone:str='resnet18', # nin, or a model of timm: resnet18, efficientnet_b0, vit_small_patch16_224, pit_ti_224, ...
-    net:str='', # arguments of the net, such as width=32 (nin) or channels=(16,32,64,128) (a narrow resnet18)
+    net:str='', # arguments of the net, such as width=32 (nin) or 'channels=(16,32,64,128)' (a narrow resnet18)
     epochs:int=100, # how often every image is seen
     size:int=0, # side of the images, pixels; by default what suits them
     out:str='run', # folder for all that comes of it
