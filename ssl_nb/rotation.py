@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rotate4', 'rotation_labels', 'rotate', 'Rotation', 'rotnet_learner', 'rotation_accuracy', 'rotated_images']
 
-# %% ../nbs/10_rotation.ipynb #9cca976a
+# %% ../nbs/10_rotation.ipynb #3ff1f75e
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -19,7 +19,7 @@ from .data import Images, InputError
 from .learner import rotnet_opt, ssl_learner
 from .nets import feature_shape, nin
 
-# %% ../nbs/10_rotation.ipynb #026817ed
+# %% ../nbs/10_rotation.ipynb #92755023
 def rotate4(
     x): # images [B,C,H,W], square
     "Each image turned by 0, 90, 180 and 270 degrees counter-clockwise: [4B,C,H,W], all of one turn after another"
@@ -32,7 +32,7 @@ def rotation_labels(
     "Which turn each image has after the rotation, `int64` [turns*n]"
     return torch.arange(turns, device=device).view(-1,1).expand(-1,n).reshape(-1)
 
-# %% ../nbs/10_rotation.ipynb #74ada86c
+# %% ../nbs/10_rotation.ipynb #d8b4ef20
 def rotate(
     x, # images [B,C,H,W], square
     turns:int=4): # how many turns make the full circle: 2, 4 or 8
@@ -54,7 +54,7 @@ def _eighth_turn(x):
     if x.is_floating_point(): return F.grid_sample(x, grid.to(x.dtype), align_corners=False)
     return F.grid_sample(x.float(), grid, align_corners=False).round().to(x.dtype)
 
-# %% ../nbs/10_rotation.ipynb #89d706a2
+# %% ../nbs/10_rotation.ipynb #b93138ce
 class Rotation(Callback):
     "Predict the rotation: four turns of every image, with their labels and their loss (Gidaris et al. 2018, eq. 2 and 3)"
     order,in_step = Augment.order + 1, True
@@ -74,7 +74,7 @@ class Rotation(Callback):
 
     def _predicting(self): return hasattr(self.learn, 'gather_preds')  # `get_preds` wants an answer for each image as it is
 
-# %% ../nbs/10_rotation.ipynb #8476d274
+# %% ../nbs/10_rotation.ipynb #cf673a51
 def rotnet_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module|None=None, # what shall learn; by default the protocol's full-width NIN
@@ -95,7 +95,7 @@ def rotation_accuracy(pred, targ):
     "Share of rotations that are told right, 0 to 1"
     return accuracy(pred, targ)
 
-# %% ../nbs/10_rotation.ipynb #c9bf2d9b
+# %% ../nbs/10_rotation.ipynb #93d85876
 def rotated_images(
     images:Images, # N images, square
     turns:int=4): # how many turns make the full circle
