@@ -115,7 +115,8 @@ def _byobnet(m): return _staged(m, [m.stem], m.stages, m.final_conv)
 def _regnet(m): return _staged(m, [m.stem], [m.s1,m.s2,m.s3,m.s4], m.final_conv)
 def _resnetv2(m): return _staged(m, [m.stem], m.stages, m.norm)
 
-def _whole(m): return TimmTrunk(m, [m])
+def _mean_of_tokens(x, last): return x.mean(1) if x.ndim == 3 else x  # a few "encoders" hand on all tokens
+def _whole(m): return TimmTrunk(m, [m], _mean_of_tokens)
 
 FAMILIES = {ResNet: _resnet, EfficientNet: _efficientnet, VisionTransformer: _vit, PoolingVisionTransformer: _pit,
             MobileNetV3: _mobilenet, ConvNeXt: _convnext, ByobNet: _byobnet, RegNet: _regnet, ResNetV2: _resnetv2}
