@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOST', 'launched', 'is_first', 'which_process', 'join_processes', 'leave_processes', 'first_goes_ahead', 'take_gpu',
-           'end_with_parent', 'my_share', 'from_first', 'share_loader', 'my_rows', 'all_rows', 'ShareBatch',
-           'CollectBatch', 'synced_norms', 'norms_of', 'data_parallel', 'launch', 'free_port', 'process_env']
+           'end_with_parent', 'my_share', 'from_first', 'check_shares', 'share_loader', 'my_rows', 'all_rows',
+           'ShareBatch', 'CollectBatch', 'synced_norms', 'norms_of', 'data_parallel', 'launch', 'free_port',
+           'process_env']
 
 # %% ../nbs/27b_distributed.ipynb #25b45e2b
 import atexit
@@ -134,12 +135,18 @@ def from_first(
     if which_process()[1] > 1: dist.broadcast(t, 0)
     return t.cpu()
 
+def check_shares(
+    bs:int): # images a batch, of all processes together
+    "Raise `InputError` for a batch that cannot be divided evenly"
+    world = which_process()[1]
+    if bs % world: raise InputError(f"a batch of {bs} images cannot be shared by {world} processes; make it a multiple of {world}, such as {max(1, bs//world)*world}")
+
 def share_loader(
     dl:DataLoader): # a loader of the batches of all processes together
     "A loader of this process's part of every batch. Raises `InputError` for a batch that cannot be divided."
     rank,world = which_process()
     if not isinstance(dl, DataLoader) or dl.n is None or dl.bs is None: raise InputError(f"several processes share loaders of fastai that know how many images they have; this one is a {type(dl).__name__}")
-    if dl.bs % world: raise InputError(f"a batch of {dl.bs} images cannot be shared by {world} processes; make it a multiple of {world}, such as {max(1, dl.bs//world)*world}")
+    check_shares(dl.bs)
     if dl.n < dl.bs: raise InputError(f"{dl.n} images do not fill a batch of {dl.bs}; make it smaller")
     bs,steps,ours = dl.bs//world, dl.n//dl.bs, isinstance(dl, ImageDL)
     def order():

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .augment import Flip, Normalize, PadCrop, ResizedCrop, simsiam_augment
 from .data import Images, InputError, holdout, image_dls, show_grid
-from .distributed import data_parallel, first_goes_ahead, is_first, join_processes, which_process
+from .distributed import check_shares, data_parallel, first_goes_ahead, is_first, join_processes, which_process
 from .evaluate import attribute_probe, find_twins, linear_probe, predict
 from .export import build_trunk
 from .fast import best_precision  # with `learn.fast`
@@ -68,7 +68,7 @@ def run_settings(
     kind = find_device(str(device)).type
     world = which_process()[1]  # each takes as many of a batch
     bs = min(bs or METHODS[method]['bs'].get(kind, 64)//world*world, len(images)//2//world*world)
-    if bs % world: raise InputError(f"a batch of {bs} images cannot be shared by {world} processes; make it a multiple of {world}, such as {max(1, bs//world)*world}")
+    check_shares(bs)
     if bs < 2: raise InputError(f"a batch of {bs}: give 2 or more")
     mean,std = measure_stats(images)
     c,size = images.x.shape[1], images.x.shape[-1]
@@ -325,7 +325,9 @@ def pretrain(
     _finish(run, c, images, parts, copies, learn, trunk, device)
     return run
 
-def check_out(out, *folders):
+def check_out(
+    out, # the folder of a run
+    *folders): # of images, or images
     "A run among the images would be found there with its pictures, and no longer be the same run"
     for f in folders:
         if isinstance(f, (str,Path)) and Path(out).resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")

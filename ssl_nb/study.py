@@ -29,7 +29,7 @@ from fastai.torch_core import default_device
 from torch import nn
 from tqdm import tqdm
 
-from .augment import rotnet_augment
+from .augment import PROTOCOLS, rotnet_augment
 from .data import ImageDL, InputError, cifar10, cifar10_sample, image_dls, label_fraction
 from .datasets import celeba, stl10
 from .evaluate import block_probe
@@ -450,11 +450,9 @@ def values_of(
     return [r['metrics'][key] for r in results if r['name'] == name and key in r['metrics']]
 
 def by_setting(
-    results:list, # of any protocols and scales, but one data set each
-    protocols=('report','paper','best'), # in the order of a table's columns
-    scales=('tiny','small','full')): # likewise
+    results:list): # of any protocols and scales, but one data set each
     "(protocol, scale) -> its results: those that are there, and those at the size of the report, run or not. Raises `InputError` when one column would hold several data sets."
-    found = {(p,s): [r for r in results if (r['protocol'],r['scale']) == (p,s)] for s in scales for p in protocols}
+    found = {(p,s): [r for r in results if (r['protocol'],r['scale']) == (p,s)] for s in ('tiny','small','full') for p in PROTOCOLS}  # in the order of a table's columns
     return {k: one_setting(rs, 'data') for k,rs in found.items() if rs or k[1] == 'full'}
 
 def one_setting(

@@ -89,6 +89,16 @@ def test_uneven_steps_of_adam():
     assert 'different numbers of steps' in a.fast_step.how
 
 
+@pytest.mark.parametrize('opt', [sgd(), torch_opt(torch.optim.Adam)])
+def test_an_optimiser_that_is_loaded_on_the_way(opt):
+    class Load(Callback):
+        def after_epoch(self):
+            if self.epoch == 0: self.old = copy.deepcopy(self.opt.opt.state_dict())
+            if self.epoch == 1: self.opt.opt.load_state_dict(self.old)
+    def run(warm): torch.manual_seed(0); return fit(fast(small(norm(), Load(), opt_func=opt), warm), lambda l: l.fit(4, .01))
+    same(run(2), run(NEVER))
+
+
 class Mine(Rotation):
     def before_fit(self): self.n = 0
     def after_batch(self): self.n += self.training
@@ -102,16 +112,6 @@ class Look(Callback):
     def before_fit(self): self.seen = []
     def after_batch(self):
         if self.training: self.seen.append(round(float(self.xb[0].abs().mean()), 3))
-
-@pytest.mark.parametrize('opt', [sgd(), torch_opt(torch.optim.Adam)])
-def test_an_optimiser_that_is_loaded_on_the_way(opt):
-    class Load(Callback):
-        def after_epoch(self):
-            if self.epoch == 0: self.old = copy.deepcopy(self.opt.opt.state_dict())
-            if self.epoch == 1: self.opt.opt.load_state_dict(self.old)
-    def run(warm): torch.manual_seed(0); return fit(fast(small(norm(), Load(), opt_func=opt), warm), lambda l: l.fit(4, .01))
-    same(run(2), run(NEVER))
-
 
 def test_subclasses_of_ours_are_heard():
     assert fit(fast(small(norm(), Mine(), net=nn.Sequential(nn.Flatten(), nn.Linear(3072,4))))).mine.n == 10

@@ -67,7 +67,7 @@ def command(capfd):
 def done(folders, tmp_path_factory):
     "A run that nothing disturbed"
     os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.getbasetemp()/'cache')
-    return pretrain(folders/'photos', tmp_path_factory.mktemp('done')/'run', folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    return pretrain(folders/'photos', tmp_path_factory.mktemp('done')/'run', folders/'labelled', epochs=3, **HOW)
 
 
 def test_three_commands(folders, tmp_path, command):
@@ -88,10 +88,10 @@ def test_three_commands(folders, tmp_path, command):
 
 def test_what_is_done_is_not_done_again(folders, done, capfd):
     before = (done.folder/'result.json').stat().st_mtime_ns
-    pretrain(folders/'photos', done.folder, folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    pretrain(folders/'photos', done.folder, folders/'labelled', epochs=3, **HOW)
     assert 'done already' in capfd.readouterr()[0]
     assert (done.folder/'result.json').stat().st_mtime_ns == before
-    with pytest.raises(InputError, match='epochs: 3 and not 4'): pretrain(folders/'photos', done.folder, folders/'labelled', size=32, epochs=4, bs=16, device='cpu', channels=(8,8,16,16))
+    with pytest.raises(InputError, match='epochs: 3 and not 4'): pretrain(folders/'photos', done.folder, folders/'labelled', epochs=4, **HOW)
 
 
 def test_measures_are_those_of_the_weights(done, folders):
@@ -106,7 +106,7 @@ def test_measures_are_those_of_the_weights(done, folders):
 
 def test_copies_of_held_out_images_are_left_out(tmp_path, folders):
     "`labelled` are the first 60 of the same 100 images: what is held out of them must not be learned from"
-    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, epochs=1, bs=16, device='cpu', channels=(8,8,16,16))
+    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', epochs=1, **HOW)
     assert run.result['copies'] >= 10
 
 
@@ -148,7 +148,7 @@ def test_grey_images(tmp_path, capfd):
     for i,im in enumerate(x):
         to = tmp_path/'grey'/f'{i%2}'; to.mkdir(parents=True, exist_ok=True)
         Image.fromarray(im.numpy()).save(to/f'{i}.png')
-    run = pretrain(tmp_path/'grey', tmp_path/'run', labels='folders', size=32, epochs=1, bs=16, device='cpu', channels=(8,8,16,16))
+    run = pretrain(tmp_path/'grey', tmp_path/'run', labels='folders', epochs=1, **HOW)
     assert run.config['net']['in_chans'] == 1 and len(run.config['mean']) == 1
     transfer(run, tmp_path/'grey', head='conv', upto=2, epochs=1, device='cpu')
 
@@ -192,7 +192,7 @@ def test_killed_at_ten_random_moments(folders, tmp_path):
     assert int(r.stdout.split()[-1]) >= 5, r.stdout  # the last ones may find the work done
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: two threads add up in another order
-    try: whole = pretrain(folders/'photos', tmp_path/'whole', size=32, epochs=12, bs=16, device='cpu', channels=(8,8,16,16))
+    try: whole = pretrain(folders/'photos', tmp_path/'whole', epochs=12, **HOW)
     finally: torch.set_num_threads(threads)
     a,b = (load_file(p/'weights.safetensors') for p in (tmp_path/'run', whole.folder))
     assert all(torch.equal(a[k], b[k]) for k in a | b)
@@ -213,8 +213,8 @@ def test_ctrl_c_and_the_clock(folders, done, tmp_path):
     assert p.returncode == 130 and 'stopping after this batch' in err and 'the same command goes on' in err and 'Traceback' not in err, err
     there = read_checkpoint(tmp_path/'run'/'checkpoint.ckpt')
     assert (there['epoch'], there['batch']) > (1, 0)  # more than the checkpoint of the first epoch
-    with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, minutes=1e-9, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
-    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', size=32, epochs=3, bs=16, device='cpu', channels=(8,8,16,16))
+    with pytest.raises(KeyboardInterrupt): pretrain(folders/'photos', tmp_path/'run', folders/'labelled', minutes=1e-9, epochs=3, **HOW)
+    run = pretrain(folders/'photos', tmp_path/'run', folders/'labelled', epochs=3, **HOW)
     a,b = load_file(run.weights), load_file(done.weights)
     assert all(torch.equal(a[k], b[k]) for k in a | b)
 
@@ -291,7 +291,8 @@ def test_labels_of_a_few_images_and_all_are_learned_from(folders, tmp_path):
 
 def test_copies_only(tmp_path):
     (tmp_path/'x').mkdir()
-    for i in range(40): Image.effect_noise((32,32), 50).save(tmp_path/'x'/f'{i}.png') if i == 0 else shutil.copy(tmp_path/'x/0.png', tmp_path/'x'/f'{i}.png')
+    Image.effect_noise((32,32), 50).save(tmp_path/'x/0.png')
+    for i in range(1, 40): shutil.copy(tmp_path/'x/0.png', tmp_path/f'x/{i}.png')
     with pytest.raises(InputError, match='nothing is left to learn from'): pretrain(tmp_path/'x', tmp_path/'run', epochs=1, **HOW)
     assert not (tmp_path/'run').exists()
 
