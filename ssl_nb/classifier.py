@@ -23,7 +23,9 @@ from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
 from .runs import Run, StopDiverged, as_images, best_block, check_out, open_run, read_json, transfer_table, write_json, write_report
-from .study import find_device, fit_safely, git_commit, machine
+from .device import check_precision, find_device, machine
+from .fast import *  # `learn.fast`
+from .study import begun_with, fit_safely, git_commit
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
 
@@ -33,7 +35,7 @@ CLASSIFIERS = 'linear', 'nonlinear', 'conv'
 def fit_head(
     trunk:nn.Module, # pretrained or random
     c:dict, # configuration of the run
-    t:dict, # of the transfer: head, upto, finetune, bs, epochs, lr, flip, seed
+    t:dict, # of the transfer: head, upto, finetune, bs, epochs, lr, flip, seed, precision
     train:Images, # labelled
     valid:Images, # labelled
     device, # a torch device
@@ -48,17 +50,18 @@ def fit_head(
     learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], 'finetune' if t['finetune'] else 'cached', bs=t['bs'], steps=-(-t['epochs']*max(1, len(train)//t['bs'])//rounds), device=device, augment=(augment, norm),
                              metrics=accuracy if train.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk), lr=t['lr'], **kwargs)
     learn.add_cb(StopDiverged())
-    return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc)), desc)
+    learn.fast(begun_with(checkpoint) or check_precision(t.get('precision', 'auto'), device.type), say=None)
+    return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc, precision=learn.precision)), desc)
 
 # %% ../nbs/29_classifier.ipynb #2ed67537
-def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, epochs=None, lr=None, flip=True, seed=0):
+def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, epochs=None, lr=None, flip=True, seed=0, precision='auto'):
     "The configuration of a transfer: enough epochs for some hundred steps"
     if head not in CLASSIFIERS: raise InputError(f"unknown head {head!r}: choose one of {', '.join(CLASSIFIERS)}")
     if epochs is not None and epochs < 1: raise InputError(f"{epochs} epochs: give 1 or more")
     if lr is not None and not 0 < lr < float('inf'): raise InputError(f"a learning rate of {lr}: give a number above 0")
     bs = min(bs, len(train))
     if bs < 2: raise InputError(f"a batch of {bs}: give 2 or more")
-    return dict(head=head, upto=upto, finetune=finetune, bs=bs, epochs=epochs or max(10, -(-400*bs//len(train))), lr=lr or (1e-3 if finetune else .1), flip=flip, seed=seed)
+    return dict(head=head, upto=upto, finetune=finetune, bs=bs, epochs=epochs or max(10, -(-400*bs//len(train))), lr=lr or (1e-3 if finetune else .1), flip=flip, seed=seed, precision=precision)
 
 def transfer(
     run, # a `Run`, or its folder
@@ -69,7 +72,7 @@ def transfer(
     against:bool=True, # train the others to compare with?
     name:str|None=None, # of the transfer; by default made of its settings; with a number after it where another transfer has that name
     device='auto', # a torch device, or `auto`
-    **settings): # for `transfer_settings`: head, upto, finetune, bs, epochs, lr, flip, seed
+    **settings): # for `transfer_settings`: head, upto, finetune, bs, epochs, lr, flip, seed, precision
     "Train a head on the run's net, or both, with labelled images; measure, and write weights and result into the run's folder. Returns the result."
     run,device = open_run(run) if not isinstance(run, Run) else run, find_device(str(device))
     if labels == 'folders': check_out(run.folder, labelled, valid)  # its pictures would be a class
@@ -81,16 +84,17 @@ def transfer(
     if valid is not None: valid = as_images(valid, vocab=labelled.vocab, **how)
     train,held = labelled_parts(labelled, valid, settings.get('seed', 0))
     settings.setdefault('upto', best_block(c, trunk))
+    check_precision(settings.get('precision', 'auto'), device.type)
     t = dict(transfer_settings(train, **settings), images=[_images_sum(i) for i in (train,held)])
     sweep(run.folder)
     folder = transfer_folder(run, name or f"{t['head']}{t['upto'] or ''}{'-finetune' if t['finetune'] else ''}-{len(train)}labels", t)
     print(f"{t['head']} head on {'all' if t['upto'] is None else 'the first '+str(t['upto'])} blocks, {'all trained' if t['finetune'] else 'frozen'}; {len(train)} labelled images of {train.c} classes, {t['epochs']} epochs of {t['bs']} a batch; measured on {len(held)} others")
-    try: metrics,model = compare(run, c, t, train, held, device, folder, against)
+    try: metrics,model,step = compare(run, c, t, train, held, device, folder, against)
     except InputError:
         if [p.name for p in folder.glob('*')] == ['config.json']: (folder/'config.json').unlink(); folder.rmdir()  # nothing was learned: so that the right command may follow
         raise
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=list(map(str, labelled.vocab)), attributes=train.y.dtype == torch.bool)
-    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)), vocab=list(map(str, labelled.vocab)), machine=machine(device), commit=git_commit())
+    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)), vocab=list(map(str, labelled.vocab)), machine=dict(machine(device), step=step), commit=git_commit())
     write_json(folder/'result.json', **result)
     write_report(run)
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")
@@ -139,14 +143,14 @@ def compare(run, c, t, train, held, device, folder, against):
     if against:
         if not t['finetune']: rows['random blocks, frozen'] = (False, t)
         rows['from scratch, all trained'] = (False, dict(t, finetune=True, lr=t['lr'] if t['finetune'] else 1e-3))
-    metrics,models = {}, {}
+    metrics,models,how = {}, {}, {}
     for k,(trained,s) in rows.items():
         trunk = start(trained)
         learn = fit_head(trunk, c, s, train, held, device, folder/f"{k.replace(' ','-').replace(',','')}.ckpt", k)
         models[k] = whole_net(trunk, learn, s).to(device)
-        metrics[k] = score(models[k], held, run.norm)
+        metrics[k],how[k] = score(models[k], held, run.norm), learn.fast_step.how
     for left in folder.glob('*.ckpt'): left.unlink()
-    return metrics, models['this run']
+    return metrics, models['this run'], how['this run']
 
 def whole_net(trunk, learn, t):
     "Body and head together, also when the head was trained on cached features"

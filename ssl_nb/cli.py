@@ -4,37 +4,24 @@
 
 # %% auto #0
 __all__ = ['STUDIES', 'NEXT', 'plain_errors', 'report_demo', 'report_rotnet', 'report_rotations', 'report_simsiam',
-           'same_setting', 'without_full', 'save_figure', 'get_study', 'find_signs', 'find_images', 'ssl_study',
-           'parse_net', 'ssl_pretrain', 'ssl_transfer', 'ssl_export']
+           'same_setting', 'without_full', 'save_figure', 'get_study', 'study_runs', 'find_signs', 'find_images',
+           'ssl_study', 'parse_net', 'ssl_pretrain', 'ssl_transfer', 'ssl_export']
 
 # %% ../nbs/31_cli.ipynb #85ba6274
 import ast
 import sys
 import warnings
 from functools import partial, wraps
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from shlex import quote
 
 warnings.filterwarnings('ignore', category=FutureWarning)  # of libraries that libraries use: nothing that a reader could act on
 
-import numpy as np
 from fastcore.script import call_parse
-from matplotlib import pyplot as plt
 
-from .classifier import export_run, transfer
-from .data import InputError
-from .distributed import is_first, launch, launched
-from .demo import DEMO, demo_figure, demo_runs, demo_table, probe_table
-from .rotnet_study import (FIGURES, RECIPES, SCALES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotations_runs, rotations_table,
-                                 rotnet_figure, rotnet_runs, rotnet_table, sign_figure, sign_table)
-from .plots import plot_fractions
-from .runs import pretrain, run_settings
-from .scenes import gtsdb_folder
-from .simsiam_study import (SETS, SIMSIAM_RECIPES, SIMSIAM_SCALES, probe_rows, similarity_figure, simsiam_fraction_table, simsiam_fractions, simsiam_runs,
-                                  table1, table2, table3, without_missing_weights)
-from .study import Place, read_result, read_results, run_study
-from .weights import atomic
+from .errors import InputError
 
 # %% ../nbs/31_cli.ipynb #3e60249b
 def plain_errors(f):
@@ -55,8 +42,10 @@ def plain_errors(f):
 # %% ../nbs/31_cli.ipynb #a0689aeb
 def report_demo(
     runs:list, # of `demo_runs`, all of them run
-    place:Place):
+    place): # a `Place`
     "Print the tables, draw the figure"
+    from ssl_nb.demo import demo_figure, demo_table, probe_table
+    from ssl_nb.study import read_result
     results = [read_result(place.folder/f"{r['run']}.json") for r in runs]
     print(f"\nTest accuracy (%) with few labels, mean ± standard deviation over draws of the labels:\n\n{demo_table(results).to_string()}\n")
     print(f"kNN test accuracy (%) on the features of each block:\n\n{probe_table(results).to_string()}\n")
@@ -65,8 +54,12 @@ def report_demo(
 # %% ../nbs/31_cli.ipynb #03850a06
 def report_rotnet(
     runs:list, # of `rotnet_runs`, all of them run
-    place:Place):
+    place): # a `Place`
     "Print the tables of the report with ours beside, draw its figures"
+    import numpy as np
+    from ssl_nb.demo import probe_table
+    from ssl_nb.rotnet_study import (FIGURES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotnet_figure, rotnet_table, sign_figure,
+                                     sign_table)
     results = same_setting(runs, place)
     tables = {'Rotations told right (%), Figure 4': rotation_table(results), 'kNN on the features of each block (%)': probe_table(results)}
     tables.update({f'Table {n}: {title}, test accuracy (%)': rotnet_table(results, n) for n,(title,_) in TABLES.items()})
@@ -79,15 +72,19 @@ def report_rotnet(
 
 def report_rotations(
     runs:list, # of `rotations_runs`, all of them run
-    place:Place):
+    place): # a `Place`
     "Print the table of the paper's ablation"
+    from ssl_nb.rotnet_study import rotations_table
     print('\nNon-linear head on block 2, test accuracy (%) by the number of turns\n')
     print(without_full(rotations_table(same_setting(runs, place)), runs).to_string())
 
 def report_simsiam(
     runs:list, # of `simsiam_runs`, all of them run
-    place:Place):
+    place): # a `Place`
     "Print the tables of the report with ours beside, draw its figure"
+    import numpy as np
+    from ssl_nb.plots import plot_fractions
+    from ssl_nb.simsiam_study import probe_rows, similarity_figure, simsiam_fraction_table, simsiam_fractions, table1, table2, table3
     results,data = same_setting(runs, place), runs[0]['data']['name']
     classes = data in ('sample','cifar10')
     tables = {'Table 1: ResNet-18 on CIFAR-10, fine-tuned, accuracy (%)': table1(results).T} if classes else {'Table 2: STL-10, test accuracy (%)': table2(results)} if data == 'stl10' else {f'Table 3: CelebA, {p} part (%)': table3(results, p) for p in ('valid','test')}
@@ -100,6 +97,7 @@ def report_simsiam(
 
 def same_setting(runs, place):
     "All results of this study with the same scale, protocol and data, of other seeds too"
+    from ssl_nb.study import read_results
     def data(r): return [r['data'].get(k) for k in ('name','batches')]
     return [r for r in read_results(place.folder, scale=runs[0]['scale'], protocol=runs[0]['protocol']) if data(r) == data(place.says(runs[0]))]
 
@@ -109,6 +107,8 @@ def without_full(table, runs):
 
 def save_figure(fig, place, runs, name=None):
     "Write a figure into the place's folder, and say where"
+    from matplotlib import pyplot as plt
+    from ssl_nb.weights import atomic
     path = place.folder/'-'.join([*runs[0]['run'].split('-')[:4], *([name] if name else [])])
     path = path.with_name(path.name + '.png')
     with atomic(path) as part: fig.savefig(part, dpi=120, format='png')
@@ -116,10 +116,12 @@ def save_figure(fig, place, runs, name=None):
     print(f"figure: {path}")
 
 # %% ../nbs/31_cli.ipynb #9236793b
-STUDIES = dict(demo=dict(runs=demo_runs, scales=tuple(DEMO), protocols=('best',), report=report_demo),
-               rotnet=dict(runs=rotnet_runs, scales=tuple(SCALES), protocols=tuple(RECIPES), report=report_rotnet),
-               rotations=dict(runs=rotations_runs, scales=tuple(SCALES), protocols=tuple(RECIPES), report=report_rotations),
-               simsiam=dict(runs=simsiam_runs, scales=tuple(SIMSIAM_SCALES), protocols=tuple(SIMSIAM_RECIPES), report=report_simsiam))
+_SCALES,_PROTOCOLS = ('tiny','small','full'), ('report','paper','best')
+STUDIES = dict( # where the runs of each are, as (module, function), and what prints its tables; a study is imported when it is to be run
+    demo=dict(runs=('demo','demo_runs'), scales=_SCALES[:2], protocols=('best',), report=report_demo),
+    rotnet=dict(runs=('rotnet_study','rotnet_runs'), scales=_SCALES, protocols=_PROTOCOLS, report=report_rotnet),
+    rotations=dict(runs=('rotnet_study','rotations_runs'), scales=_SCALES, protocols=_PROTOCOLS, report=report_rotations),
+    simsiam=dict(runs=('simsiam_study','simsiam_runs'), scales=_SCALES, protocols=_PROTOCOLS, report=report_simsiam))
 
 def get_study(
     study:str, # a name in `STUDIES`
@@ -131,6 +133,12 @@ def get_study(
     for what,name in (('scale',scale), ('protocol',protocol)):
         if name not in s[what+'s']: raise InputError(f"study {study!r} has no {what} {name!r}: choose one of {', '.join(s[what+'s'])}")
     return s
+
+def study_runs(
+    study:str): # a name in `STUDIES`
+    "The function that gives the study's runs"
+    module,name = STUDIES[study]['runs']
+    return getattr(import_module(f'ssl_nb.{module}'), name)
 
 # %% ../nbs/31_cli.ipynb #f5e7270e
 NEXT = """
@@ -144,17 +152,20 @@ def find_signs(
     data:str, # a folder, or ''
     download:bool):
     "Which traffic signs the study has: the sample, the release, or None (and a line that says so)"
+    from ssl_nb.scenes import gtsdb_folder
     if not data: return 'sample'
     if gtsdb_folder(data) or download: return 'gtsdb'
     print(f"No traffic signs (GTSDB) in {data}: Table 6 is left out. --download fetches them (1.6 GB).")
     return None
+
+_SIMSIAM_SETS = 'cifar10', 'stl10', 'celeba'
 
 def find_images(
     study:str, # a name in `STUDIES`
     images:str, # what the user asked for
     data:str): # a folder, or ''
     "The name of the data set that a study is to run on. Raises `InputError` for one that it does not have."
-    known = [n for n in SETS if n != 'sample'] if study == 'simsiam' else ['cifar10']
+    known = _SIMSIAM_SETS if study == 'simsiam' else ['cifar10']
     if images not in known: raise InputError(f"--images {images}: study {study!r} has {', '.join(known)}")
     if images != 'cifar10' and not data: raise InputError(f"--images {images} needs --data: name the folder that holds its release")
     return images if data else 'sample'
@@ -185,8 +196,10 @@ def ssl_study(
     s = get_study(study, scale, protocol)
     if few and study == 'rotations': raise InputError("--labels: the rotations study uses all labels; leave it out")
     name = find_images(study, images, data)
+    from ssl_nb.simsiam_study import without_missing_weights
+    from ssl_nb.study import Place, run_study
     more = {**(dict(labels=few) if study != 'rotations' else {}), **(dict(signs=find_signs(data, download)) if study == 'rotnet' else {})}
-    runs = s['runs'](scale, protocol, seed, name, **more)
+    runs = study_runs(study)(scale, protocol, seed, name, **more)
     place = Place(Path(out)/study, device, data or None, download, name, minutes or None, precision, partial=partial, **(dict(size=runs[0]['config']['size']) if name == 'celeba' else {}))
     place.data  # what is wrong with the images comes before all plans
     if study == 'simsiam': runs = without_missing_weights(runs)
@@ -224,14 +237,17 @@ def ssl_pretrain(
     seed:int=0, # of weights, order and views
     weights:str='', # to start from: imagenet, or a file
     minutes:float=0., # stop after so many; the same command goes on
+    precision:str='auto', # bf16, fp16 or float32; by default what the device computes fastest
     device:str='auto', # auto, cpu, cuda, ...
     processes:int=1): # train in so many, each with its share of every batch
     "Learn from images without labels, measure what that gained, and write a page about it"
     if not 1 <= processes <= 64: raise InputError(f"--processes {processes}: give 1 to 64, as many as there are GPUs")
     args = parse_net(net)
+    from ssl_nb.distributed import is_first, launch, launched
+    from ssl_nb.runs import pretrain, run_settings
     if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))
-    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, **args)
+    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, precision=precision, **args)
     if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {quote(out)} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {quote(out)} --to timm            the weights for other programs")
 
 @call_parse
@@ -252,10 +268,12 @@ def ssl_transfer(
     noflip:bool=False, # mirrored images are not of the same class: do not mirror
     alone:bool=False, # do not train nets from random weights to compare with
     seed:int=0, # of the head, of what is held out
+    precision:str='auto', # bf16, fp16 or float32; by default what the device computes fastest
     device:str='auto'): # auto, cpu, cuda, ...
     "Train a classifier on the net of a run, and see what pretraining was good for"
     if freeze and finetune: raise InputError("--freeze and --finetune: give one of them")
-    done = transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed, **(dict(upto=upto) if upto else {}))
+    from ssl_nb.classifier import transfer
+    done = transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed, precision=precision, **(dict(upto=upto) if upto else {}))
     made = str(Path(run)/('transfer-' + done['name']))
     print(f"\nWhat to do next:\n  ssl_export {quote(run)} --to timm            the pretrained weights for other programs\n  load_classifier({made!r})    the classifier, in Python: from ssl_nb.classifier import load_classifier")
 
@@ -267,4 +285,5 @@ def ssl_export(
     out:str='', # file to write; by default in the run's folder
     half:bool=False): # as half-precision floats
     "Write the net's weights for other programs, and say how to load them"
+    from ssl_nb.classifier import export_run
     print(export_run(run, to, out or None, half))

@@ -22,6 +22,7 @@ from torch import nn
 
 from .augment import check_protocol
 from .data import InputError
+from .device import KeepMemory
 
 # %% ../nbs/05_learner.ipynb #24dea918
 def decay_groups(model:nn.Module):
@@ -118,7 +119,7 @@ def ssl_learner(
     cbs=(), # further callbacks
     **kwargs): # for `Learner`: `metrics`, `splitter`, `lr`, ...
     "fastai's `Learner` with torch's SGD, channels-last convolutions and, on loaders of `image_dls`, no copy from the device per batch"
-    learn = Learner(dls, model, loss_func, opt_func or sgd(), cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), *L(cbs)], **kwargs)
+    learn = Learner(dls, model, loss_func, opt_func or sgd(), cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), KeepMemory(), *L(cbs)], **kwargs)
     if getattr(dls, 'device', None) is not None: learn.model.to(dls.device)  # fastai does so when the fit begins, and its optimiser is made before
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(LazyProgressCallback())
     return learn

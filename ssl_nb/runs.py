@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MEASURES', 'run_settings', 'run_augment', 'run_learner', 'fits_device', 'run_fit', 'StepTimer',
-           'seconds_needed', 'probes_of', 'best_block', 'measure', 'write_json', 'read_json', 'Run', 'open_run',
-           'StopDiverged', 'Lines', 'split_images', 'some', 'as_images', 'pretrain', 'check_out', 'say_plan',
-           'where_images_are', 'gain_table', 'transfer_table', 'write_report']
+           'faster_precision', 'seconds_needed', 'probes_of', 'best_block', 'measure', 'write_json', 'read_json', 'Run',
+           'open_run', 'StopDiverged', 'Lines', 'split_images', 'some', 'as_images', 'pretrain', 'check_out',
+           'say_plan', 'where_images_are', 'gain_table', 'transfer_table', 'write_report']
 
 # %% ../nbs/28_runs.ipynb #9b92c278
 import base64
@@ -31,7 +31,8 @@ from .data import Images, InputError, holdout, image_dls, show_grid
 from .distributed import check_shares, data_parallel, first_goes_ahead, is_first, join_processes, which_process
 from .evaluate import attribute_probe, find_twins, linear_probe, predict
 from .export import build_trunk
-from .fast import best_precision  # with `learn.fast`
+from .device import check_precision, find_device, machine
+from .fast import *  # `learn.fast`
 from .folders import find_duplicates, image_folder, measure_stats, without_copies
 from .learner import torch_opt
 from .neighbours import knn_accuracy, pool
@@ -40,7 +41,7 @@ from .plots import history, plot_history, plot_neighbours, plot_rotations
 from .rotation import rotnet_learner
 from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, simsiam_learner
-from .study import duration, find_device, fit_safely, git_commit, machine
+from .study import duration, fit_safely, git_commit
 from .transfer import set_bn_statistics
 from .weights import Checkpoint, atomic, checksum, read_config, save_weights, sweep
 
@@ -57,6 +58,7 @@ def run_settings(
     seed:int=0, # of weights, order and augmentation
     device='auto', # a torch device, or `auto`
     weights=None, # to start from: None for random ones, 'imagenet', or a file
+    precision:str='auto', # `bf16`, `fp16` or `float32`; by default what the device computes fastest
     **net): # for the net: `width` of a NIN, `channels` of a ResNet, ...
     "The configuration of a run. Raises `InputError` for settings that cannot be."
     if method not in METHODS: raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
@@ -73,7 +75,7 @@ def run_settings(
     mean,std = measure_stats(images)
     c,size = images.x.shape[1], images.x.shape[-1]
     recipe = dict(name=backbone, **(dict(channels=c) if backbone == 'nin' else dict(size=size, **(dict(in_chans=c) if c != 3 else {}))), **net)
-    return dict(method=method, net=recipe, size=size, mean=mean, std=std, epochs=epochs, bs=bs, lr=lr or METHODS[method]['lr']*(bs/256 if method == 'simsiam' else 1), seed=seed, weights=weights and str(weights), precision=best_precision(kind))
+    return dict(method=method, net=recipe, size=size, mean=mean, std=std, epochs=epochs, bs=bs, lr=lr or METHODS[method]['lr']*(bs/256 if method == 'simsiam' else 1), seed=seed, weights=weights and str(weights), precision=check_precision(precision, kind))
 
 # %% ../nbs/28_runs.ipynb #f9b2d144
 def run_augment(
@@ -126,6 +128,16 @@ class StepTimer(Callback):
         if torch.device(self.dls.device).type == 'cuda': torch.cuda.synchronize()
         now = time.perf_counter()
         self.times.append(now-self.at); self.at = now
+
+def faster_precision(
+    c:dict, # configuration of a run
+    images:Images, # to learn from
+    device): # a torch device
+    "Its precision, and why in words; where it is `auto`, a few steps are timed"
+    if c['precision'] != 'auto': return c['precision'], None
+    few = images.thin(8*c['bs'])
+    learn = run_learner(c, few, few.thin(c['bs']), device)
+    return learn.precision, learn.fast_step.why
 
 def seconds_needed(
     c:dict, # configuration of a run
@@ -307,16 +319,18 @@ def pretrain(
     if labelled is not None and labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
     c,run,device = run_settings(images, device=device, **settings), Run(out), find_device(str(device))
     data = dict(name=images.name, images=len(images), labelled=labelled and len(labelled))
+    if c['precision'] == 'auto': c['precision'] = _begun_precision(run)
     _check_same(run, c, data)
     if run.result and run.weights.exists():
         if is_first() and not (run.folder/'report.html').exists(): sweep(run.folder); _close(run)  # it was killed before it wrote the page
         print(f"done already: {run.folder/'report.html'}"); return run
     parts,copies = split_images(images, labelled, c['seed'])
     _try_net(c, images.x.shape[1])
+    c['precision'],why = faster_precision(c, images, device)
     if is_first():
         sweep(run.folder)
         run.save('config.json', config=c, data=data)
-        say_plan(run, c, images, parts, copies, device)
+        say_plan(run, c, images, parts, copies, device, why)
         _save_views(run, c, images.subset(some(parts['fit'], 8)))
     learn = _fit(run, c, images, parts, device, minutes)
     if not is_first(): return run  # one process measures and writes
@@ -324,6 +338,11 @@ def pretrain(
     save_weights(trunk, run.weights, **c)
     _finish(run, c, images, parts, copies, learn, trunk, device)
     return run
+
+def _begun_precision(run):
+    "A run resumes with the precision that it began with, whatever would be chosen today"
+    begun = run.config or (read_config(run.weights) if run.weights.exists() else {})
+    return begun.get('precision', 'auto')
 
 def check_out(
     out, # the folder of a run
@@ -349,11 +368,11 @@ def _check_same(run, c, data):
     raise InputError(f"{run.folder} holds another run ({'; '.join(other)}); choose another folder, or delete it")
 
 # %% ../nbs/28_runs.ipynb #79f6c55e
-def say_plan(run, c, images, parts, copies, device):
+def say_plan(run, c, images, parts, copies, device, why=None):
     "Print what is to be done, and how long it will take"
     n,net = len(parts['fit']), ', '.join(f'{k}={v}' for k,v in c['net'].items() if k != 'name')
     print(f"{c['method']} with {c['net']['name']} ({net}), {c['epochs']} epochs of {n} images of {tuple(images.x.shape[1:])}, {c['bs']} a batch")
-    print(f"on {device}, {c['precision']}, images {where_images_are(images, device)}; {len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
+    print(f"on {device}, {c['precision']}{f' ({why})' if why else ''}, images {where_images_are(images, device)}; {len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
     if 'bank' in parts: print(f"measured by {len(parts['bank'])} labelled images on {len(parts['query'])} others")
     else: print("no labels, so neither kNN nor a linear probe will say what is gained: `labelled` (--labelled FOLDER) is for that")
     done = run.folder/'checkpoint.ckpt'
@@ -383,7 +402,7 @@ def _finish(run, c, images, parts, copies, learn, trunk, device):
     keys = [k for k in ('train_loss','valid_loss','rotation_accuracy','std','knn') if k in h[0]]
     _save_figure(run, 'curves', plot_history({c['method']: h}, keys))
     _save_neighbours(run, parts['watch'], start, trunk)
-    run.save('result.json', metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), machine=machine(device), commit=git_commit())
+    run.save('result.json', metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), machine=dict(machine(device), step=learn.fast_step.how), commit=git_commit())
     _close(run)
     print(f"\nWhat was gained, on images that were held out (%):\n\n{gain_table(run).to_string()}\n\npage: {run.folder/'report.html'}")
 

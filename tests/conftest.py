@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')  # `pytest -n`: a process on each core; read when torch is imported, and by what a test starts
 
+os.environ.setdefault('SSL_NB_PRECISION', 'float32')  # `auto` would be measured, and a busy machine may choose now this, now that
+
 import pytest
 
 from ssl_nb import cli

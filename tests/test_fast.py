@@ -20,7 +20,8 @@ import ssl_nb.fast as fast
 from conftest import one_line_error
 from ssl_nb.augment import Blur, ColorJitter, Normalize, PadCrop
 from ssl_nb.data import Images, cifar10_sample, image_dls
-from ssl_nb.fast import Tape, best_precision
+from ssl_nb.device import check_precision
+from ssl_nb.fast import Tape
 from ssl_nb.learner import ssl_learner, torch_opt
 from ssl_nb.nets import nin
 from ssl_nb.rotation import Rotation, rotnet_learner
@@ -260,7 +261,7 @@ def test_twice_is_once():
 
 def test_bad_input():
     one_line_error(lambda: rotation().fast('bf8'), "unknown precision 'bf8'", 'bf16, fp16')
-    if not torch.cuda.is_available(): one_line_error(lambda: rotation().fast('bf16'), 'bf16 is for NVIDIA GPUs')
+    if not torch.cuda.is_available(): one_line_error(lambda: rotation().fast('fp16'), 'fp16 is not for this device (cpu)')
 
 
 def on_gpu(method, precision, warm, **kwargs):

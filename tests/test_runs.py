@@ -228,7 +228,7 @@ def test_ctrl_c_and_the_clock(folders, done, tmp_path):
     ('ssl_pretrain', ['{photos}','--bs','1'], '2 or more'),
     ('ssl_pretrain', ['{photos}','--net','16'], 'give names and values'),
     ('ssl_pretrain', ['{photos}','--weights','{none}'], 'none'),
-    ('ssl_pretrain', ['{photos}','--device','tpu'], 'not to be had'),
+    ('ssl_pretrain', ['{photos}','--device','tpu'], 'not available'),
     ('ssl_pretrain', ['{photos}','--labels','{none}.csv'], 'none.csv'),
     ('ssl_transfer', ['{none}','{labelled}'], 'holds no run'),
     ('ssl_transfer', ['{run}','{photos}/day1'], 'no labels'),
