@@ -1,8 +1,14 @@
 "Result files lead back to the code that made them"
+import json
+from pathlib import Path
+
 import pytest
 
 import ssl_nb.study as study
 from ssl_nb.data import InputError
+from ssl_nb.demo import demo_runs
+from ssl_nb.rotnet_study import rotations_runs, rotnet_runs
+from ssl_nb.simsiam_study import simsiam_runs
 from ssl_nb.study import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
 
 RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'), config=dict(train=300))
@@ -56,3 +62,16 @@ def test_this_code_may_write_where_it_is_clean():
     if commit and commit.endswith('+'):
         with pytest.raises(InputError): check_commit(study.results_of_checkout()/'x', commit)
     else: check_commit(study.results_of_checkout()/'x', commit)
+
+
+def test_committed_results_are_of_the_runs_of_today():
+    "Or a table would show a number under a recipe that did not make it"
+    home = Path(__file__).parents[1]/'results'
+    if not home.exists(): pytest.skip('no checkout')
+    runs = {'demo': demo_runs('small'), 'rotations': rotations_runs('small', data='cifar10'), 'rotnet': [], 'simsiam': []}
+    for p in ('report', 'paper', 'best'):
+        runs['rotnet'] += rotnet_runs('small', p, data='cifar10', signs='gtsdb')
+        for data in ('cifar10', 'stl10', 'celeba'): runs['simsiam'] += simsiam_runs('small', p, data=data)
+    for name, some in runs.items():
+        known = {r['run']: json.loads(json.dumps(r['config'])) for r in some}
+        for r in read_results(home/name, scale='small', seed=0): assert r['config'] == known[r['run']], r['run']
