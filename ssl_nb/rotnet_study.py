@@ -161,7 +161,8 @@ KINDS.update(boxes=boxes, artefact=artefact, block4=probe_block4, wide_start=wid
 COSTS.update(boxes=cost_boxes, artefact=cost_artefact, block4=cost_transfer, wide_start=cost_transfer)
 
 # %% ../nbs/18_rotnet_study.ipynb #e4fe751d
-PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact', demonstration='BatchNorm artefact, demonstration', boxes='Table 6: traffic signs')
+PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact',
+             demonstration='BatchNorm artefact, demonstration', boxes='Table 6: traffic signs')
 
 def rotnet_runs(
     scale:str='small', # `tiny`, `small` or `full`
@@ -204,8 +205,9 @@ def rotnet_runs(
         for d in range(draws):
             runs += [head(part, f"{part}-conv-{k or 'all'}", 'conv', d, 'heads', method='conv', draw=d, **common_few, **passes),
                      head(part, f"{part}-supervised-{k or 'all'}", 'supervised', d, 'blocks', start='random', method='supervised', draw=d, **common_few)]
-    few_or_all,drops = 'demonstration' if s['artefact']['labels'] else 'artefact', dict(drops=s['drops']['conv']) if s['drops'] else {}
-    runs += [run(few_or_all, 'artefact', 'artefact', r, start='random', epochs=s['epochs']['artefact'], lr=.1, **drops, **s['artefact']) for r in reps]
+    few_or_all = 'demonstration' if s['artefact']['labels'] else 'artefact'
+    how = dict(epochs=s['epochs']['artefact'], lr=.1, **(dict(drops=s['drops']['conv']) if s['drops'] else {}), **s['artefact'])
+    runs += [run(few_or_all, 'artefact', 'artefact', r, start='random', **how) for r in reps]
     return runs + (sign_runs(run, s, pretrained, data, signs) if signs else [])
 
 def sign_runs(run, s, pretrained, data, signs):
@@ -236,7 +238,8 @@ PAPER_FRACTION = {'supervised': {20: 33.66, 100: 47.26, 400: 74.19, 1000: 83.47,
 
 TABLES = {3: ('RotNet + non-linear, by block', {f'block {k}': f'block{k}' for k in (1,2,3,4)}),
           4: ('two heads on block 2', {'RotNet + non-linear': 'block2', 'RotNet + conv': 'conv', 'RotNet + conv, wider head': 'conv-wide'}),
-          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv', 'random + conv, as frozen by TensorFlow 1': 'artefact', 'demonstration of that on few labels': 'demonstration', 'random + conv, honest BatchNorm': 'random-conv',
+          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv', 'random + conv, as frozen by TensorFlow 1': 'artefact',
+              'demonstration of that on few labels': 'demonstration', 'random + conv, honest BatchNorm': 'random-conv',
               'RotNet + conv, fine-tuned': 'finetuned', 'random + non-linear': 'random-nonlinear'})}
 
 # %% ../nbs/18_rotnet_study.ipynb #8803e417
@@ -325,8 +328,8 @@ def artefact_table(
     names = dict(training_mode='training images, as Keras shows it in training', same_images_in_evaluation='the same images, evaluated',
                  test='test images, evaluated (as the 10.01 % of Table 5)', honest_test='test images, with honest statistics')
     rs = [r for r in one_setting(results, 'protocol', 'scale') if r['name'] == 'artefact']
-    images = sorted({r['sizes']['labelled'] for r in rs})
-    return pd.DataFrame({', '.join(['accuracy', *(f'fitted on {n:,} images' for n in images)]): {t: mean_spread(values_of(rs, 'artefact', k)) for k,t in names.items()}})
+    title = ', '.join(['accuracy', *(f'fitted on {n:,} images' for n in sorted({r['sizes']['labelled'] for r in rs}))])
+    return pd.DataFrame({title: {t: mean_spread(values_of(rs, 'artefact', k)) for k,t in names.items()}})
 
 # %% ../nbs/18_rotnet_study.ipynb #7361f6bc
 FIGURES = {4: {'RotNet': 'pretrain'}, 5: {f'block {k}': f'block{k}' for k in (1,2,3,4)}, 6: {'RotNet + conv': 'conv', 'RotNet + non-linear': 'block2'},

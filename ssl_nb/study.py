@@ -80,7 +80,8 @@ def check_commit(
     commit:str|None): # of `git_commit`
     "Raise `InputError` where changed code is to write into the repository's own results: no commit would lead back to it"
     if (commit or '').endswith('+') and Path(folder).resolve().is_relative_to(results_of_checkout()):
-        raise InputError(f"{folder} holds the results of the repository, and ssl_nb/ was changed since commit {commit[:8]}: commit the change first, or choose another folder (--out)")
+        raise InputError(f"{folder} holds the results of the repository, and ssl_nb/ was changed since commit {commit[:8]}: "
+                         "commit the change first, or choose another folder (--out)")
 
 def save_result(
     result:dict, # with all of `RESULT_KEYS`; `run` names the file

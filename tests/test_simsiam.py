@@ -227,12 +227,13 @@ def test_paper_pretrains_on_all_images(tmp_path):
     "And has them all in the bank of kNN and probe; what is held out serves curves and fine-tuning"
     runs = {r['name']: r for r in simsiam_runs('tiny', 'paper')}
     place = Place(tmp_path, 'cpu')
-    size = {n: {k: len(v) for k, v in parts_of(runs[n], place).items()} for n in ('pretrain-resnet18', 'probe-resnet18', 'finetune-resnet18-set')}
+    names = 'pretrain-resnet18', 'probe-resnet18', 'finetune-resnet18-set'
+    size = {n: {k: len(v) for k, v in parts_of(runs[n], place).items()} for n in names}
     assert size['pretrain-resnet18'] == size['probe-resnet18'] == dict(unlabelled=200, bank=200, fit=160, valid=40, test=100)
     assert size['finetune-resnet18-set'] == dict(unlabelled=160, bank=160, fit=160, valid=40, test=100)
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); run_study([runs['pretrain-resnet18']], place, verbose=False)
     assert read_results(tmp_path)[0]['sizes'] == dict(images=200, bank=200, test=100)
-    assert all(simsiam_runs('full', p, data='cifar10')[0]['config'].get('whole', False) == (p == 'paper') for p in ('report', 'paper', 'best'))
+    for p in ('report', 'paper', 'best'): assert simsiam_runs('full', p, data='cifar10')[0]['config'].get('whole', False) == (p == 'paper')
 
 
 @pytest.mark.parametrize('scale', ['tiny', 'small', 'full'])

@@ -11,7 +11,8 @@ from ssl_nb.rotnet_study import rotations_runs, rotnet_runs
 from ssl_nb.simsiam_study import simsiam_runs
 from ssl_nb.study import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
 
-RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'), config=dict(train=300))
+RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'),
+           config=dict(train=300))
 RESULT = dict(RUN, metrics=dict(accuracy=.5), history=[], seconds=1., machine={}, commit='1234567890')
 
 
@@ -28,7 +29,8 @@ def test_changed_code_writes_no_result_into_the_repository(checkout, tmp_path, m
     (tmp_path/'link').symlink_to(checkout)
     monkeypatch.chdir(checkout.parent)
     for folder in (checkout/'toy', checkout, tmp_path/'link/new', 'results/toy'):
-        with pytest.raises(InputError, match='since commit 12345678: commit the change first, or choose another folder'): save_result(dict(RESULT, commit='1234567890+'), folder)
+        with pytest.raises(InputError, match='since commit 12345678: commit the change first, or choose another folder'):
+            save_result(dict(RESULT, commit='1234567890+'), folder)
     assert not list(checkout.rglob('*.json'))
     for folder, commit in ((checkout/'toy', '1234567890'), (tmp_path/'runs', '1234567890+'), (tmp_path/'installed', None)):
         save_result(dict(RESULT, commit=commit), folder)
