@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'SCALES', 'PARTS', 'PUBLISHED', 'RERUN', 'PAPER_FRACTION', 'TABLES', 'FRACTION_NAMES', 'FIGURES',
-           'PAPER_TURNS', 'crops_of', 'start_at_mean', 'boxes', 'freeze_like_keras1', 'train_mode_accuracy', 'artefact',
-           'before_last_relu', 'probe_block4', 'cost_boxes', 'cost_artefact', 'rotnet_runs', 'sign_runs',
-           'rotnet_table', 'rotation_table', 'fractions', 'fraction_table', 'crossing', 'sign_table', 'artefact_table',
-           'rotnet_figure', 'fraction_figure', 'sign_figure', 'rotations_runs', 'rotations_table']
+           'PAPER_TURNS', 'crops_of', 'start_at_mean', 'boxes', 'freeze_like_keras1', 'train_mode_accuracy', 'fit_as',
+           'artefact', 'before_last_relu', 'probe_block4', 'wide_start', 'cost_boxes', 'cost_artefact', 'rotnet_runs',
+           'sign_runs', 'rotnet_table', 'rotation_table', 'fractions', 'fraction_table', 'crossing', 'sign_table',
+           'artefact_table', 'rotnet_figure', 'fraction_figure', 'sign_figure', 'rotations_runs', 'rotations_table']
 
 # %% ../nbs/18_rotnet_study.ipynb #1c3a45d3
 from copy import deepcopy
@@ -25,9 +25,9 @@ from torch import nn
 from .augment import Augment, check_protocol, rotnet_augment
 from .data import InputError, image_dls, label_fraction
 from .evaluate import accuracy_of, argmax_match, box_measures, mean_iou
-from .heads import box_head, conv_head, nonlinear_head
+from .heads import box_head, conv_head, make_head, nonlinear_head
 from .learner import rotnet_opt, ssl_learner
-from .nets import feature_shape
+from .nets import feature_shape, init_nin
 from .plots import history, plot_fractions, plot_history
 from .scenes import leaking_split, show_boxes, sign_crops, split_scenes
 from .study import COSTS, KINDS, by_setting, cost_transfer, fit_run, get_trunk, mean_spread, one_setting, transfer, values_of, weights_digest
@@ -39,7 +39,8 @@ _DROPS = dict(nonlinear=[.2,.4,.45,.5], conv=[.35,.7,.85], supervised=[.3,.6,.8]
 
 RECIPES = dict(
     report=dict(pretrain=dict(bs=512, lr=.1, drops=[.31,.61,.81]), heads=dict(bs=128, lr=.1, mode='cached'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph','leaking'], drops=_DROPS),
-    paper=dict(pretrain=dict(bs=128, lr=.1, drops=[.3,.6,.8]), heads=dict(bs=128, lr=.1, mode='frozen'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph'], drops=_DROPS),
+    paper=dict(pretrain=dict(bs=128, lr=.1, drops=[.3,.6,.8]), heads=dict(bs=128, lr=.1, mode='frozen'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph'],
+               drops=dict(_DROPS, nonlinear=[.2,.4,.45]), linear='normal'),
     best=dict(pretrain=dict(bs=128, lr=.1), heads=dict(bs=128, lr=.1, mode='frozen'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=64, lr=.05, crops=10), splits=['photograph'], drops={}))
 
 # %% ../nbs/18_rotnet_study.ipynb #6d87585e
@@ -106,6 +107,11 @@ def train_mode_accuracy(model, images, norm, bs):
     with torch.no_grad(): right = [(model(norm(x.to(device))).argmax(1) == y.to(device)).float().mean() for x,y in zip(images.x.split(bs), images.y.split(bs))]
     return torch.stack(right).mean().item()
 
+def fit_as(learn, config):
+    "Fit with the rate of a run: dropping or one-cycle"
+    if config.get('drops'): learn.fit_steps(config['epochs'], config['lr'], drops=tuple(config['drops']))
+    else: learn.fit_one_cycle(config['epochs'], config['lr'])
+
 def artefact(run, place):
     "A conv head on random blocks, frozen as TensorFlow 1 did it and frozen honestly, with everything else the same"
     c = run['config']
@@ -114,12 +120,13 @@ def artefact(run, place):
     few = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(0)))  # classes mixed, as in the batches of a fit
     trunk = get_trunk(run, place)
     torch.manual_seed(c['init'])
-    net = nn.Sequential(freeze_like_keras1(deepcopy(trunk.upto(2))), conv_head(feature_shape(trunk, 2), train.c))
+    own = dict(momentum=.9) if run['protocol'] == 'report' else {}  # BatchNorm of the head, as everywhere in that protocol
+    net = nn.Sequential(freeze_like_keras1(deepcopy(trunk.upto(2))), conv_head(feature_shape(trunk, 2), train.c, **own))
     learn = ssl_learner(image_dls(few, test.subset(slice(0,500)), c['bs'], device=place.device), net, metrics=accuracy, cbs=Augment(norm, norm), **rotnet_opt(run['protocol']))
     fit_run(learn, run, place)
     torch.manual_seed(c['init'])
     honest = transfer_learner(trunk, few, test, 2, 'conv', 'cached', run['protocol'], c['bs'], device=place.device)
-    with honest.no_bar(), honest.no_logging(): honest.fit_one_cycle(c['epochs'], c['lr'])
+    with honest.no_bar(), honest.no_logging(): fit_as(honest, c)
     metrics = dict(training_mode=train_mode_accuracy(net, few, norm, c['bs']), same_images_in_evaluation=accuracy_of(net, few, norm), test=accuracy_of(net, test, norm), honest_test=history(honest)[-1]['accuracy'])
     return dict(metrics=metrics, history=history(learn), digest=weights_digest(net), sizes=dict(labelled=len(few), test=len(test)), seconds_before=learn.checkpoint.secs)
 
@@ -134,6 +141,11 @@ def probe_block4(run, place):
     "The non-linear head on block 4, as the report had it"
     return transfer(run, place, before_last_relu)
 
+def wide_start(run, place):
+    "A head as the paper's code starts it: every linear layer at N(0, sqrt(2/out))"
+    c = run['config']
+    return transfer(run, place, lambda trunk: (trunk, lambda *shape: init_nin(make_head(c['head'], *shape), c['linear'])))
+
 def cost_boxes(run, place):
     "Steps of a box head, and two passes through the blocks below"
     c = run['config']
@@ -145,11 +157,12 @@ def cost_artefact(run, place):
     few = run['config']['labels']*10 if run['config']['labels'] else len(place.part(run['config']['train'], None)[0])
     return cost_transfer(dict(run, config=dict(run['config'], head='conv', upto=2, mode='finetune')), place, (few, 500))
 
-KINDS.update(boxes=boxes, artefact=artefact, block4=probe_block4)
-COSTS.update(boxes=cost_boxes, artefact=cost_artefact, block4=cost_transfer)
+KINDS.update(boxes=boxes, artefact=artefact, block4=probe_block4, wide_start=wide_start)
+COSTS.update(boxes=cost_boxes, artefact=cost_artefact, block4=cost_transfer, wide_start=cost_transfer)
 
 # %% ../nbs/18_rotnet_study.ipynb #e4fe751d
-PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact', boxes='Table 6: traffic signs')
+PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact',
+             demonstration='BatchNorm artefact, demonstration', boxes='Table 6: traffic signs')
 
 def rotnet_runs(
     scale:str='small', # `tiny`, `small` or `full`
@@ -173,6 +186,7 @@ def rotnet_runs(
     def head(part, name, what, rep, recipe, kind='transfer', upto=2, start=pretrained, **config):
         "A run that trains a head, or blocks too; `what` decides epochs and drops"
         drops = dict(drops=s['drops'][what]) if s['drops'] else {}
+        if s.get('linear') and what != 'supervised': kind,drops = 'wide_start',dict(drops, linear=s['linear'])
         return run(part, name, kind, rep, **{**s[recipe], **drops, **dict(start=start, upto=upto, head='nonlinear' if what == 'nonlinear' else 'conv', epochs=s['epochs'][what]), **config})
     runs = [run('pretrain', 'pretrain', 'pretrain', epochs=s['epochs']['pretrain'], watch=s['watch'], **s['pretrain'])]
     runs += [run('nonlinear', f'knn-{m}', 'probe', 0, start=start) for m,start in (('rotnet',pretrained), ('random','random'))]
@@ -191,7 +205,9 @@ def rotnet_runs(
         for d in range(draws):
             runs += [head(part, f"{part}-conv-{k or 'all'}", 'conv', d, 'heads', method='conv', draw=d, **common_few, **passes),
                      head(part, f"{part}-supervised-{k or 'all'}", 'supervised', d, 'blocks', start='random', method='supervised', draw=d, **common_few)]
-    runs += [run('artefact', 'artefact', 'artefact', r, start='random', epochs=s['epochs']['artefact'], lr=.1, **s['artefact']) for r in reps]
+    few_or_all = 'demonstration' if s['artefact']['labels'] else 'artefact'
+    how = dict(epochs=s['epochs']['artefact'], lr=.1, **(dict(drops=s['drops']['conv']) if s['drops'] else {}), **s['artefact'])
+    runs += [run(few_or_all, 'artefact', 'artefact', r, start='random', **how) for r in reps]
     return runs + (sign_runs(run, s, pretrained, data, signs) if signs else [])
 
 def sign_runs(run, s, pretrained, data, signs):
@@ -222,13 +238,21 @@ PAPER_FRACTION = {'supervised': {20: 33.66, 100: 47.26, 400: 74.19, 1000: 83.47,
 
 TABLES = {3: ('RotNet + non-linear, by block', {f'block {k}': f'block{k}' for k in (1,2,3,4)}),
           4: ('two heads on block 2', {'RotNet + non-linear': 'block2', 'RotNet + conv': 'conv', 'RotNet + conv, wider head': 'conv-wide'}),
-          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv', 'random + conv, as frozen by TensorFlow 1': 'artefact', 'random + conv, honest BatchNorm': 'random-conv',
+          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv', 'random + conv, as frozen by TensorFlow 1': 'artefact',
+              'demonstration of that on few labels': 'demonstration', 'random + conv, honest BatchNorm': 'random-conv',
               'RotNet + conv, fine-tuned': 'finetuned', 'random + non-linear': 'random-nonlinear'})}
 
 # %% ../nbs/18_rotnet_study.ipynb #8803e417
 def _say(v): return '' if v is None else f'{v:.2f}'
 
 def _by_setting(results): return by_setting([r for r in results if 'signs' not in r['data']])
+
+def _cell(results, name):
+    "Mean and spread of a row. The artefact on few labels is a row of its own, which says of how many images."
+    if name not in ('artefact','demonstration'): return mean_spread(values_of(results, name))
+    rs = [r for r in results if r['name'] == 'artefact' and bool(r['config']['labels']) == (name == 'demonstration')]
+    images = {r['sizes']['labelled'] for r in rs} if name == 'demonstration' else ()
+    return ', '.join([mean_spread(values_of(rs, 'artefact', 'test')), *(f'{n:,} images' for n in sorted(images))])
 
 def rotnet_table(
     results:list, # of any protocols, scales and seeds, but one data set each
@@ -237,7 +261,7 @@ def rotnet_table(
     rows = TABLES[number][1]
     cols = {who: [_say(PUBLISHED.get(n, (None,None))[i]) for n in rows.values()] for i,who in enumerate(('report','paper'))}
     if number == 3: cols["paper's code, rerun"] = [_say(RERUN[n]) for n in rows.values()]
-    for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = [mean_spread(values_of(rs, n, 'test' if n == 'artefact' else 'accuracy')) for n in rows.values()]
+    for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = [_cell(rs, n) for n in rows.values()]
     return pd.DataFrame(cols, index=list(rows))
 
 def rotation_table(results:list):
@@ -301,9 +325,11 @@ def _mean_px(metrics):
 def artefact_table(
     results:list): # of one protocol and scale
     "Accuracy (%) of one and the same net, three ways, and of the honest one"
-    names = dict(training_mode='training images, as Keras shows it in training', same_images_in_evaluation='the same images, evaluated', test='test images, evaluated: the 10.01 % of Table 5', honest_test='test images, with honest statistics')
-    rs = one_setting(results, 'protocol', 'scale')
-    return pd.DataFrame({'accuracy': {t: mean_spread(values_of(rs, 'artefact', k)) for k,t in names.items()}})
+    names = dict(training_mode='training images, as Keras shows it in training', same_images_in_evaluation='the same images, evaluated',
+                 test='test images, evaluated (as the 10.01 % of Table 5)', honest_test='test images, with honest statistics')
+    rs = [r for r in one_setting(results, 'protocol', 'scale') if r['name'] == 'artefact']
+    title = ', '.join(['accuracy', *(f'fitted on {n:,} images' for n in sorted({r['sizes']['labelled'] for r in rs}))])
+    return pd.DataFrame({title: {t: mean_spread(values_of(rs, 'artefact', k)) for k,t in names.items()}})
 
 # %% ../nbs/18_rotnet_study.ipynb #7361f6bc
 FIGURES = {4: {'RotNet': 'pretrain'}, 5: {f'block {k}': f'block{k}' for k in (1,2,3,4)}, 6: {'RotNet + conv': 'conv', 'RotNet + non-linear': 'block2'},

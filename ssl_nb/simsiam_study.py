@@ -42,8 +42,8 @@ SETS = dict(sample=dict(size=32, stats='cifar10', backbones=['resnet18']), cifar
 # %% ../nbs/19_simsiam_study.ipynb #10665f17
 SIMSIAM_RECIPES = dict(
     report=dict(pretrain=dict(epochs=100, bs=64, accumulate=8, warmup=5, lr=1e-3), finetune=dict(bs=64, lr=1e-3, schedule='constant'), valid=.2, stats='imagenet', celeba=dict(size=224)),
-    paper=dict(pretrain=dict(epochs=800, bs=512, accumulate=1, warmup=0, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04),
-    best=dict(pretrain=dict(epochs=200, bs=512, accumulate=1, warmup=5, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04))
+    paper=dict(pretrain=dict(epochs=800, bs=512, accumulate=1, warmup=0, lr=.03, whole=True), probe=dict(whole=True), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04),
+    best=dict(pretrain=dict(epochs=100, bs=512, accumulate=1, warmup=5, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04))
 
 # %% ../nbs/19_simsiam_study.ipynb #cd277834
 _NARROW = dict(resnet18=dict(channels=[16,32,64,128]), efficientnet_b0={}, vit_small_2021=dict(embed_dim=192, depth=4, num_heads=4), pit_ti_224=dict(base_dims=[16,16,16], patch_size=16, stride=8))
@@ -58,15 +58,15 @@ SIMSIAM_SCALES = dict(
 
 # %% ../nbs/19_simsiam_study.ipynb #098a7a2d
 def parts_of(run, place):
-    "The parts of a run's data: a dict of `unlabelled`, `fit`, `valid` and `test`"
+    "The parts of a run's data: a dict of `unlabelled`, `bank` (of kNN and probe), `fit`, `valid` and `test`"
     c = run['config']
     def make():
         train,test = place.part(c['train'], c['test'])
         fit,valid = (train, place.data['valid']) if 'valid' in place.data else holdout(train, c['valid'])
-        more = place.data.get('unlabelled')
-        unlabelled = fit.unlabelled() if more is None else Images(torch.cat([fit.x, more.thin(c['unlabelled']).x]), name=f'{fit.name} and unlabelled')
-        return dict(unlabelled=unlabelled, fit=fit, valid=valid, test=test)
-    return place.keep('parts', _key(c, 'train', 'test', 'valid', 'unlabelled'), make)
+        bank,more = train if c.get('whole') else fit, place.data.get('unlabelled')
+        unlabelled = bank.unlabelled() if more is None else Images(torch.cat([bank.x, more.thin(c['unlabelled']).x]), name=f'{bank.name} and unlabelled')
+        return dict(unlabelled=unlabelled, bank=bank, fit=fit, valid=valid, test=test)
+    return place.keep('parts', _key(c, 'train', 'test', 'valid', 'unlabelled', 'whole'), make)
 
 def _key(config, *names): return str([config.get(n) for n in names])
 
@@ -94,11 +94,11 @@ def siamese_pretrain(run, place):
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
     seen = trunk if c['images'] == 'set' else set_bn_statistics(deepcopy(trunk), parts['fit'].thin(1000), _views(run)[1])  # statistics of noise say nothing of photographs; random blocks get these, too
     metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(seen, parts, _views(run)[1]) if probed else {}))
-    return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['fit']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
+    return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['bank']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
 
 def probe_trunk(trunk, parts, norm):
     "kNN after each block and a linear probe after the last, on the test images"
-    bank,query = (pooled_features(trunk, parts[k], norm) for k in ('fit','test'))
+    bank,query = (pooled_features(trunk, parts[k], norm) for k in ('bank','test'))
     return dict(knn=[knn_accuracy(a, b) for a,b in zip(bank, query)], linear=linear_probe(bank[-1], query[-1]))
 
 # %% ../nbs/19_simsiam_study.ipynb #8192a6c2
@@ -115,7 +115,7 @@ def siamese_probe(run, place):
     "kNN and a linear probe on the features of random blocks"
     parts,norm = parts_of(run, place), _views(run)[1]
     trunk = set_bn_statistics(start_trunk(run, place), parts['fit'].thin(1000), norm)
-    return dict(metrics=probe_trunk(trunk, parts, norm), history=[], digest=weights_digest(trunk), sizes=dict(bank=len(parts['fit']), test=len(parts['test'])))
+    return dict(metrics=probe_trunk(trunk, parts, norm), history=[], digest=weights_digest(trunk), sizes=dict(bank=len(parts['bank']), test=len(parts['test'])))
 
 def finetune_augment(run):
     "Random crop and flip, and the plain images for measuring"
@@ -161,12 +161,12 @@ def cost_siamese(run, place):
         trunk = backbone(c['backbone'], c['size'], **c['net'])
         return nn.Sequential(trunk, _Pooled(), *simsiam_heads(feature_shape(trunk, size=c['size'])[0], run['protocol'], c['heads']))
     trained = 2*c['epochs']*(len(parts['unlabelled']) if c['images'] == 'set' else c['noise'])
-    return [(c['backbone'], make, _shape(c), c['bs'], trained, 4*c['epochs']*c['watch'] + len(parts['fit']) + len(parts['test']))]
+    return [(c['backbone'], make, _shape(c), c['bs'], trained, 4*c['epochs']*c['watch'] + len(parts['bank']) + len(parts['test']))]
 
 def cost_siamese_probe(run, place):
     "A pass of all images"
     c,parts = run['config'], parts_of(run, place)
-    return [(c['backbone']+' alone', lambda: backbone(c['backbone'], c['size'], **c['net']), _shape(c), 64, 0, len(parts['fit']) + len(parts['test']))]
+    return [(c['backbone']+' alone', lambda: backbone(c['backbone'], c['size'], **c['net']), _shape(c), 64, 0, len(parts['bank']) + len(parts['test']))]
 
 def cost_finetune(run, place):
     "Steps of the whole net, and passes to measure"
@@ -204,7 +204,7 @@ def simsiam_runs(
         runs.append(run('pretrain', f'pretrain-{net}', 'siamese_pretrain', net, images='set', heads=s['heads'], **s['pretrain']))
         if data in ('sample','cifar10'):
             starts.pop('imagenet', None)  # the report has no such row
-            runs.append(run('probe', f'probe-{net}', 'siamese_probe', net, 0, start='random'))
+            runs.append(run('probe', f'probe-{net}', 'siamese_probe', net, 0, start='random', **s.get('probe', {})))
             for kind in ('wrapped','normal'):
                 starts[kind] = f'{tag}-noise-{kind}'
                 runs.append(run('noise', f'noise-{kind}', 'siamese_pretrain', net, images=kind, noise=s['noise'], heads=s['heads'], **s['pretrain']))

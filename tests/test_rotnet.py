@@ -3,13 +3,16 @@ import json
 
 import pytest
 import torch
+from fastai.learner import Learner
+from torch import nn
 
 from ssl_nb.cli import find_signs
 from ssl_nb.data import InputError
-from ssl_nb.nets import NIN
+from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.rotation import rotate, rotation_labels
-from ssl_nb.rotnet_study import RECIPES, SCALES, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table, train_mode_accuracy
-from ssl_nb.study import Place, do_run, read_results, run_study
+from ssl_nb.rotnet_study import (RECIPES, SCALES, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
+                                 train_mode_accuracy)
+from ssl_nb.study import KINDS, Place, do_run, read_results, run_study
 
 
 def test_the_whole_study_from_the_command_line(ssl_study, tmp_path):
@@ -42,6 +45,67 @@ def test_report_drops_and_decays_as_its_code_did():
     assert [round(100*d) for d in runs['block2']['config']['drops']] == [20, 40, 45, 50]
     assert [round(100*d) for d in runs['conv']['config']['drops']] == [35, 70, 85]
     assert runs['signs-rotnet-leaking']['config']['bs'] == 16
+
+
+def test_the_papers_nonlinear_head_drops_three_times():
+    runs = {r['name']: r['config'] for r in rotnet_runs('full', 'paper', data='cifar10', signs='gtsdb')}
+    for name in ('block1', 'block4', 'random-nonlinear'): assert [round(100*d) for d in runs[name]['drops']] == [20, 40, 45]
+    assert [round(100*d) for d in runs['conv']['drops']] == [35, 70, 85]
+
+
+@pytest.mark.parametrize('name', ['block1', 'conv', 'finetuned', 'fraction-conv-20'])
+def test_heads_of_the_papers_code_start_wide(name, monkeypatch):
+    "N(0, sqrt(2/out)), not cut off; the supervised net is no head on another"
+    import ssl_nb.rotnet_study as study
+    monkeypatch.setattr(study, 'transfer', lambda run, place, change=None: change('trunk'))
+    runs = {r['name']: r for r in rotnet_runs('full', 'paper', data='cifar10')}
+    trunk, head = KINDS[runs[name]['kind']](runs[name], None)
+    torch.manual_seed(0)
+    last = [m for m in head(feature_shape(NIN(192), 2), 10).modules() if isinstance(m, nn.Linear)][-1]
+    assert trunk == 'trunk' and not last.bias.any()
+    assert last.weight.std().item() == pytest.approx(.447, rel=.06) and last.weight.abs().max() > 2.5*.447
+    assert runs['supervised']['kind'] == runs['fraction-supervised-20']['kind'] == 'transfer'
+
+
+def test_a_run_of_the_papers_heads(tmp_path):
+    runs = {r['name']: r for r in rotnet_runs('tiny', 'paper')}
+    assert do_run(runs['random-nonlinear'], Place(tmp_path, device='cpu'))['config']['linear'] == 'normal'
+
+
+def test_the_artefact_of_the_report_has_its_rates_its_momentum_and_all_labels(tmp_path, monkeypatch):
+    import ssl_nb.rotnet_study as study
+    c = next(r for r in rotnet_runs('full', 'report', data='cifar10') if r['name'] == 'artefact')['config']
+    assert [round(100*d) for d in c['drops']] == [35, 70, 85] and c['labels'] is None and (c['epochs'], c['lr'], c['bs']) == (100, .1, 128)
+    heads, fit = [], study.fit_run
+    monkeypatch.setattr(study, 'fit_run', lambda learn, *args: heads.append(learn.model[1]) or fit(learn, *args))
+    place = Place(tmp_path, device='cpu')
+    runs = {p: next(r for r in rotnet_runs('tiny', p) if r['name'] == 'artefact') for p in ('best', 'report')}
+    do_run(runs['best'], place)
+    def one_cycle(*args, **kwargs): raise AssertionError('the honest head shall have the same rates')
+    monkeypatch.setattr(Learner, 'fit_one_cycle', one_cycle)
+    do_run(runs['report'], place)
+    assert [{m.momentum for m in h.modules() if isinstance(m, nn.BatchNorm2d)} for h in heads] == [{.1}, {.9}]
+
+
+def test_an_artefact_with_other_rates_does_not_count_as_done(tmp_path):
+    run = next(r for r in rotnet_runs('tiny', 'report') if r['name'] == 'artefact')
+    place = Place(tmp_path, device='cpu')
+    do_run(dict(run, config={k: v for k, v in run['config'].items() if k != 'drops'}), place)
+    with pytest.raises(InputError, match=r'another config \(drops: None and not'): run_study([run], place, verbose=False)
+
+
+def test_a_demonstration_is_not_taken_for_the_artefact():
+    "It is fitted on a few images, and stands beside rows that have all labels"
+    metrics = dict(training_mode=1., same_images_in_evaluation=.1, test=.1, honest_test=.3)
+    def result(labels, n):
+        what = dict(study='rotnet', name='artefact', protocol='report', scale='small', seed=0, data=dict(name='cifar10'))
+        return dict(what, config=dict(labels=labels), sizes=dict(labelled=n), metrics=metrics)
+    few, whole = (rotnet_table([r], 5)['ours: report, small'] for r in (result(20, 200), result(None, 50000)))
+    rows = ['random + conv, as frozen by TensorFlow 1', 'demonstration of that on few labels']
+    assert few[rows].tolist() == ['not run', '10.0 (n=1), 200 images'] and whole[rows].tolist() == ['10.0 (n=1)', 'not run']
+    assert list(artefact_table([result(20, 200)])) == ['accuracy, fitted on 200 images']
+    parts = {s: {p: next(r for r in rotnet_runs(s, p, data='cifar10') if r['name'] == 'artefact')['part'] for p in RECIPES} for s in SCALES}
+    assert [(s, p) for s in SCALES for p in RECIPES if 'demonstration' not in parts[s][p]] == [('full', 'report')]
 
 
 def test_a_study_without_its_signs_leaves_them_out(tmp_path, capsys):

@@ -223,6 +223,26 @@ def test_nothing_held_out_is_learned_from(tmp_path):
     assert parts['unlabelled'].y is None
 
 
+def test_paper_pretrains_on_all_images(tmp_path):
+    "And has them all in the bank of kNN and probe; what is held out serves curves and fine-tuning"
+    runs = {r['name']: r for r in simsiam_runs('tiny', 'paper')}
+    place = Place(tmp_path, 'cpu')
+    names = 'pretrain-resnet18', 'probe-resnet18', 'finetune-resnet18-set'
+    size = {n: {k: len(v) for k, v in parts_of(runs[n], place).items()} for n in names}
+    assert size['pretrain-resnet18'] == size['probe-resnet18'] == dict(unlabelled=200, bank=200, fit=160, valid=40, test=100)
+    assert size['finetune-resnet18-set'] == dict(unlabelled=160, bank=160, fit=160, valid=40, test=100)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); run_study([runs['pretrain-resnet18']], place, verbose=False)
+    assert read_results(tmp_path)[0]['sizes'] == dict(images=200, bank=200, test=100)
+    for p in ('report', 'paper', 'best'): assert simsiam_runs('full', p, data='cifar10')[0]['config'].get('whole', False) == (p == 'paper')
+
+
+@pytest.mark.parametrize('scale', ['tiny', 'small', 'full'])
+@pytest.mark.parametrize('data', ['sample', 'cifar10', 'stl10', 'celeba'])
+def test_best_keeps_the_budget_of_the_report(scale, data):
+    for r in simsiam_runs(scale, 'best', data=data):
+        if r['kind'] == 'siamese_pretrain': assert r['config']['epochs'] <= 100
+
+
 def test_two_runs_with_one_seed_are_equal(tmp_path):
     runs = [r for r in simsiam_runs('tiny') if r['name'] in ('pretrain-resnet18', 'finetune-resnet18-set')]
     for k in 'ab':

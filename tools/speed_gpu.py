@@ -39,7 +39,7 @@ from ssl_nb.heads import linear_head
 from ssl_nb.nets import feature_shape, nin
 from ssl_nb.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
 from ssl_nb.siamese import SimSiam, simsiam_heads, simsiam_learner, simsiam_loss
-from ssl_nb.study import git_commit, machine, save_result
+from ssl_nb.study import check_commit, git_commit, machine, save_result
 
 # What is trained
 
@@ -311,6 +311,7 @@ def run_all(folder, data=None, device=None, small=False, minutes=None, only=None
     "Measure all workloads that have no file in `folder` yet. Raises `InputError` for a full run without a GPU."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type != 'cuda' and not small: raise InputError("no NVIDIA GPU here: `--tiny` runs everything at a tiny scale")
+    check_commit(folder, git_commit())  # better now than after the measuring
     torch.backends.cudnn.benchmark = True  # for all contestants
     ends = time.monotonic()+60*minutes if minutes else float('inf')
     for name in only or WORKLOADS:

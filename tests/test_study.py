@@ -1,0 +1,79 @@
+"Result files lead back to the code that made them"
+import json
+from pathlib import Path
+
+import pytest
+
+import ssl_nb.study as study
+from ssl_nb.data import InputError
+from ssl_nb.demo import demo_runs
+from ssl_nb.rotnet_study import rotations_runs, rotnet_runs
+from ssl_nb.simsiam_study import simsiam_runs
+from ssl_nb.study import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
+
+RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'),
+           config=dict(train=300))
+RESULT = dict(RUN, metrics=dict(accuracy=.5), history=[], seconds=1., machine={}, commit='1234567890')
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "A checkout whose code was changed; its folder of results"
+    monkeypatch.setattr(study, 'results_of_checkout', lambda: tmp_path/'repository/results')
+    monkeypatch.setattr(study, 'git_commit', lambda: '1234567890+')
+    (tmp_path/'repository/results/toy').mkdir(parents=True)
+    return tmp_path/'repository/results'
+
+
+def test_changed_code_writes_no_result_into_the_repository(checkout, tmp_path, monkeypatch):
+    (tmp_path/'link').symlink_to(checkout)
+    monkeypatch.chdir(checkout.parent)
+    for folder in (checkout/'toy', checkout, tmp_path/'link/new', 'results/toy'):
+        with pytest.raises(InputError, match='since commit 12345678: commit the change first, or choose another folder'):
+            save_result(dict(RESULT, commit='1234567890+'), folder)
+    assert not list(checkout.rglob('*.json'))
+    for folder, commit in ((checkout/'toy', '1234567890'), (tmp_path/'runs', '1234567890+'), (tmp_path/'installed', None)):
+        save_result(dict(RESULT, commit=commit), folder)
+        assert read_results(folder)[0]['commit'] == commit
+
+
+def test_changed_code_is_refused_before_anything_is_trained(checkout, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setitem(study.KINDS, 'toy', lambda run, place: ran.append(run['run']) or dict(metrics=dict(accuracy=.5), history=[]))
+    with pytest.raises(InputError, match='commit the change first'): run_study([RUN], Place(checkout/'toy', 'cpu'), verbose=False)
+    assert not ran
+    run_study([RUN], Place(tmp_path/'runs', 'cpu'), verbose=False)
+    assert ran == ['a'] and read_results(tmp_path/'runs')[0]['commit'] == '1234567890+'
+
+
+def test_what_is_done_can_be_read_by_changed_code(checkout):
+    save_result(RESULT, checkout/'toy')
+    run_study([RUN], Place(checkout/'toy', 'cpu'), verbose=False)
+
+
+def test_the_commit_is_that_of_the_code_which_ran(tmp_path, monkeypatch):
+    "And not of a change that was made meanwhile"
+    commits = iter(('before', 'after'))
+    monkeypatch.setattr(study, 'git_commit', lambda: next(commits))
+    monkeypatch.setitem(study.KINDS, 'toy', lambda run, place: dict(metrics=dict(accuracy=.5), history=[]))
+    assert do_run(RUN, Place(tmp_path, 'cpu'))['commit'] == 'before'
+
+
+def test_this_code_may_write_where_it_is_clean():
+    commit = git_commit()
+    if commit and commit.endswith('+'):
+        with pytest.raises(InputError): check_commit(study.results_of_checkout()/'x', commit)
+    else: check_commit(study.results_of_checkout()/'x', commit)
+
+
+def test_committed_results_are_of_the_runs_of_today():
+    "Or a table would show a number under a recipe that did not make it"
+    home = Path(__file__).parents[1]/'results'
+    if not home.exists(): pytest.skip('no checkout')
+    runs = {'demo': demo_runs('small'), 'rotations': rotations_runs('small', data='cifar10'), 'rotnet': [], 'simsiam': []}
+    for p in ('report', 'paper', 'best'):
+        runs['rotnet'] += rotnet_runs('small', p, data='cifar10', signs='gtsdb')
+        for data in ('cifar10', 'stl10', 'celeba'): runs['simsiam'] += simsiam_runs('small', p, data=data)
+    for name, some in runs.items():
+        known = {r['run']: json.loads(json.dumps(r['config'])) for r in some}
+        for r in read_results(home/name, scale='small', seed=0): assert r['config'] == known[r['run']], r['run']
