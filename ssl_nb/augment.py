@@ -6,7 +6,7 @@
 __all__ = ['CIFAR10_STATS', 'IMAGENET_STATS', 'PROTOCOLS', 'on_gpu', 'Flip', 'PadCrop', 'random_boxes', 'resize_matrix',
            'ResizedCrop', 'resized_crop', 'unit', 'grey', 'shift_hue', 'ColorJitter', 'color_jitter', 'Greyscale',
            'Blur', 'gaussian_blur', 'Normalize', 'check_protocol', 'rotnet_augment', 'Recipe', 'simsiam_augment',
-           'Augment']
+           'Augment', 'SmallFirst']
 
 # %% ../nbs/01_augment.ipynb #4aee7e6f
 import math
@@ -302,3 +302,17 @@ class Augment(Callback):
     def before_batch(self):
         tfms = self.train_tfms if self.training else self.valid_tfms
         self.learn.xb = (tfms(self.x), *self.xb[1:])
+
+# %% ../nbs/01_augment.ipynb #f85f80e5
+class SmallFirst(Callback):
+    "Train on random windows of a smaller side until `share` of the training is over"
+    order,run_valid = Augment.order + .5, False  # on the augmented image, before it is turned
+    def __init__(self,
+        size:int, # side of the windows, pixels
+        share:float=.5): # of the training, 0 to 1
+        self.size,self.share = size,share
+
+    def before_batch(self):
+        if self.pct_train >= self.share: return
+        top,left = (int(torch.randint(0, n-self.size+1, ())) for n in self.x.shape[-2:])  # one for the batch: a view, no copy
+        self.learn.xb = (self.x[..., top:top+self.size, left:left+self.size], *self.xb[1:])

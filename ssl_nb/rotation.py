@@ -58,18 +58,28 @@ def _eighth_turn(x):
 class Rotation(Callback):
     "Predict the rotation: four turns of every image, with their labels and their loss (Gidaris et al. 2018, eq. 2 and 3)"
     order,in_step = Augment.order + 1, True
-    def __init__(self, turns:int=4): self.turns = turns
+    def __init__(self,
+        turns:int=4, # how many turns make the full circle: 2, 4 or 8
+        shown:int|None=None, # train on so many of them, drawn anew for each image and batch; all by default
+        smoothing:float=0.): # of the labels in training, 0 to 1
+        if shown is not None and not 1 <= shown <= turns: raise InputError(f"shown={shown}: give 1 to {turns}, the number of turns")
+        self.turns,self.shown,self.smoothing = turns,shown,smoothing
 
     def before_batch(self):
         self.learn.yb = ()  # without targets fastai computes no loss
         if self._predicting(): return
-        self.target = rotation_labels(len(self.x), self.x.device, self.turns)
-        self.learn.xb = (rotate(self.x, self.turns),)
+        x,n = rotate(self.x, self.turns), len(self.x)
+        self.target = rotation_labels(n, x.device, self.turns)
+        if self.shown and self.training:
+            k = torch.rand(self.turns, n, device=x.device).argsort(0)[:self.shown].flatten()  # some turns of each image, each once
+            i = k*n + torch.arange(n, device=x.device).repeat(self.shown)
+            x,self.target = x[i], k
+        self.learn.xb = (x,)
 
     def after_loss(self):
         if self._predicting(): return
         self.learn.yb = (self.target,)
-        self.learn.loss_grad = F.cross_entropy(self.pred, self.target)
+        self.learn.loss_grad = F.cross_entropy(self.pred, self.target, label_smoothing=self.smoothing if self.training else 0.)
         self.learn.loss = self.loss_grad.clone()
 
     def _predicting(self): return hasattr(self.learn, 'gather_preds')  # `get_preds` wants an answer for each image as it is
@@ -83,12 +93,14 @@ def rotnet_learner(
     size:int=32, # side of the images, pixels
     turns:int=4, # how many turns to tell apart: 2, 4 or 8
     rotated:bool=False, # are they images of `rotated_images`, turned before they were shuffled?
+    shown:int|None=None, # how many turns of each image a batch holds; all by default
+    smoothing:float=0., # of the labels in training, 0 to 1
     **kwargs): # for `ssl_learner`
     "A `Learner` that predicts rotations with a trunk and a linear classifier; torch's SGD with Nesterov momentum .9 and the weight decay of the protocol"
     trunk = nin(protocol) if trunk is None else trunk
     model = nn.Sequential(trunk, linear_head(feature_shape(trunk, size=size), turns))
     kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
-    cbs = [Augment(*(augment or rotnet_augment(protocol))), *([] if rotated else [Rotation(turns)]), *L(kwargs.pop('cbs', None))]
+    cbs = [Augment(*(augment or rotnet_augment(protocol))), *([] if rotated else [Rotation(turns, shown, smoothing)]), *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, nn.CrossEntropyLoss(), cbs=cbs, **kwargs)
 
 def rotation_accuracy(pred, targ):

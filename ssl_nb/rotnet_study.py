@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'SCALES', 'PARTS', 'PUBLISHED', 'RERUN', 'PAPER_FRACTION', 'TABLES', 'FRACTION_NAMES', 'FIGURES',
-           'PAPER_TURNS', 'crops_of', 'start_at_mean', 'boxes', 'freeze_like_keras1', 'train_mode_accuracy', 'fit_as',
-           'artefact', 'before_last_relu', 'probe_block4', 'wide_start', 'cost_boxes', 'cost_artefact', 'rotnet_runs',
-           'sign_runs', 'rotnet_table', 'rotation_table', 'fractions', 'fraction_table', 'crossing', 'sign_table',
-           'artefact_table', 'rotnet_figure', 'fraction_figure', 'sign_figure', 'rotations_runs', 'rotations_table']
+           'PAPER_TURNS', 'TRIALS', 'crops_of', 'start_at_mean', 'boxes', 'freeze_like_keras1', 'train_mode_accuracy',
+           'fit_as', 'artefact', 'before_last_relu', 'probe_block4', 'wide_start', 'cost_boxes', 'cost_artefact',
+           'rotnet_runs', 'sign_runs', 'rotnet_table', 'rotation_table', 'fractions', 'fraction_table', 'crossing',
+           'sign_table', 'artefact_table', 'rotnet_figure', 'fraction_figure', 'sign_figure', 'rotations_runs',
+           'rotations_table', 'trial_runs', 'trial_table']
 
 # %% ../nbs/18_rotnet_study.ipynb #1c3a45d3
 from copy import deepcopy
@@ -52,7 +53,11 @@ SCALES = dict(
                best=dict(pretrain=dict(bs=32), heads=dict(mode='cached', passes=2, watch=2000), blocks=dict(watch=2000), epochs=dict(pretrain=6, nonlinear=12, conv=12, supervised=10, finetuned=6), draws=[3,3,1,1,1], long=dict(steps=400))),
     full=dict(width=192, train=None, test=None, watch=None, reps=3, signs=None, labels=[20,100,400,1000,None], draws=[5,5,3,3,3],
               epochs=dict(pretrain=100, nonlinear=100, conv=100, supervised=100, finetuned=100, boxes=100, fraction=100, artefact=100), fraction=dict(bs=128, steps=390), artefact=dict(bs=128, labels=100),
-              report=dict(artefact=dict(labels=None)), paper=dict(epochs=dict(pretrain=200, supervised=200))))
+              report=dict(artefact=dict(labels=None)), paper=dict(epochs=dict(pretrain=200, supervised=200)),
+              best=dict(  # a night on two cores: the fewest steps that beat the report, on the whole data and the whole net
+                  reps=2, slow_reps=1, watch=2000, draws=[2,2,1,1,1],
+                  epochs=dict(pretrain=15, nonlinear=20, conv=20, supervised=25, finetuned=20, boxes=30, fraction=4, artefact=5),
+                  pretrain=dict(bs=32), heads=dict(mode='cached', passes=4, watch=2000), blocks=dict(bs=64, watch=2000), fraction=dict(bs=64, steps=1000), artefact=dict(labels=None))))
 
 # %% ../nbs/18_rotnet_study.ipynb #91104540
 def crops_of(run, place):
@@ -386,3 +391,32 @@ def rotations_table(results:list):
     cols = {'paper': {t: f'{v:.2f}' for t,v in PAPER_TURNS.items()}}
     for (p,s),rs in _by_setting(results).items(): cols[f'ours: {p}, {s}'] = {t: mean_spread(values_of(rs, f'block2-turns{t}')) for t in PAPER_TURNS}
     return pd.DataFrame(cols).rename_axis('turns')
+
+# %% ../nbs/18_rotnet_study.ipynb #cb98728f
+TRIALS = { # what each changes of the first one
+    'as in scale small':         {},
+    '64 images a batch':         dict(bs=64),
+    '128 images a batch':        dict(bs=128),
+    'half the rate':             dict(lr=.05),
+    'twice the rate':            dict(lr=.2),
+    'two of the four turns':     dict(shown=2, epochs=8),
+    'windows of 24, first half': dict(small=24, epochs=5),
+    'labels smoothed by .1':     dict(smoothing=.1)}
+
+def trial_runs(scale:str='small', protocol:str='best', seed:int=0, data:str='cifar10'):
+    "Short pretrainings with one setting changed in each, measured on held-out training images"
+    size = dict(tiny=dict(width=16, train=200, heldout=100), small=dict(width=64, train=10000, heldout=2000))[scale]
+    base = dict(size, test=None, watch=500, bs=32, lr=.1, epochs=4)
+    return [dict(study='trials', run=f'{scale}-{protocol}-{data}-seed{seed}-trial{i}', name=name, part='trials', kind='pretrain', protocol=protocol, scale=scale, seed=seed,
+                 data=dict(name=data), config={**base, **change}) for i,(name,change) in enumerate(TRIALS.items())]
+
+def trial_table(
+    results:list): # of `trial_runs`, of one scale
+    "Rotations told right and kNN by block, per cent, on the held-out images"
+    rows = {}
+    for name in TRIALS:
+        rs = [r for r in results if r['name'] == name]
+        knn = np.array([r['metrics']['knn'] for r in rs])
+        blocks = {f'kNN, block {k+1}': mean_spread(knn[:,k].tolist()) if len(rs) else 'not run' for k in range(4)}
+        rows[name] = {'rotations': mean_spread([r['metrics']['rotation_accuracy'] for r in rs]), **blocks, 'seconds': f"{np.mean([r['seconds'] for r in rs]):.0f}" if rs else ''}
+    return pd.DataFrame(rows).T

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'git_commit', 'weights_digest', 'results_of_checkout', 'check_commit',
            'save_result', 'read_result', 'read_results', 'Place', 'Bar', 'fit_run', 'begun_with', 'fit_safely',
-           'keep_weights', 'pretrain_rotation', 'check_made', 'get_trunk', 'probe_blocks', 'transfer',
-           'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace', 'estimate', 'duration',
-           'run_study', 'show_plan', 'do_run', 'mean_spread', 'values_of', 'by_setting', 'one_setting']
+           'keep_weights', 'pretrain_parts', 'pretrain_rotation', 'block_knn', 'check_made', 'get_trunk',
+           'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace',
+           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'values_of', 'by_setting',
+           'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -27,8 +28,8 @@ from fastai.callback.schedule import Learner  # with `fit_one_cycle`
 from torch import nn
 from tqdm import tqdm
 
-from .augment import PROTOCOLS, rotnet_augment
-from .data import ImageDL, InputError, cifar10, cifar10_sample, image_dls, label_fraction
+from .augment import PROTOCOLS, SmallFirst, rotnet_augment
+from .data import ImageDL, InputError, cifar10, cifar10_sample, holdout, image_dls, label_fraction
 from .datasets import celeba, stl10
 from .evaluate import block_probe
 from .device import check_precision, find_device, machine
@@ -228,19 +229,33 @@ def keep_weights(
     load_weights(trunk, path)
 
 # %% ../nbs/16_study.ipynb #f6e1a5be
+def pretrain_parts(run, place):
+    "Images to learn from and to measure on: test images, or, when settings are to be chosen, so many held-out training images"
+    c = run['config']
+    train,test = place.part(c['train'] and c['train'] + c.get('heldout', 0), c['test'])
+    if not c.get('heldout'): return train, test
+    kept,held = holdout(train, c['heldout']/len(train))
+    return kept, held
+
 def pretrain_rotation(run, place):
     "Train a NIN to tell rotations; its trunk's weights are kept. The accuracy at the end is that on all test images."
     c,turns = run['config'], run['config'].get('turns', 4)
-    train,test = (im.unlabelled() for im in place.part(c['train'], c['test']))
+    train,test = (im.unlabelled() for im in pretrain_parts(run, place))
     if singly := run['protocol'] == 'report': train,test = (rotated_images(im, turns) for im in (train,test))
     torch.manual_seed(run['seed'])
     trunk = nin(run['protocol'], width=c['width'])
-    learn = rotnet_learner(image_dls(train, test.thin(c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly)
+    learn = rotnet_learner(image_dls(train, test.thin(c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly,
+                           shown=c.get('shown'), smoothing=c.get('smoothing', 0.), cbs=SmallFirst(c['small']) if c.get('small') else None)
     fit_run(learn, run, place)
     keep_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
     h = history(learn)
     with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
-    return dict(metrics=dict(rotation_accuracy=right), history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
+    metrics = dict(rotation_accuracy=right, **(dict(knn=block_knn(trunk, run, place)) if c.get('heldout') else {}))
+    return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
+
+def block_knn(trunk, run, place):
+    "kNN accuracy after each block, of the images that a pretraining was measured on"
+    return [p['knn'] for p in block_probe(trunk, *pretrain_parts(run, place), rotnet_augment(run['protocol'])[1], dict(knn=knn_accuracy))]
 
 def check_made(trunk, start, place):
     "Raise `InputError` when a trunk does not hold the weights that the result file of the run `start` tells of"
@@ -306,10 +321,11 @@ KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 def cost_pretrain(run, place):
     "Nets that a run needs: (a name, how to make it, shape of its input, images a step, images trained on, images passed)"
     c,turns = run['config'], run['config'].get('turns', 4)
-    train,test = map(len, place.part(c['train'], c['test']))
+    train,test = map(len, pretrain_parts(run, place))
+    work = (c.get('shown') or turns)*((1 + (c['small']/32)**2)/2 if c.get('small') else 1)  # images of 32 pixels for each image
     make = lambda: nn.Sequential(t := nin(run['protocol'], width=c['width']), linear_head(feature_shape(t), turns))
     n = c['bs']*(1 if run['protocol'] == 'report' else turns)
-    return [('pretrain', make, (3,32,32), n, turns*c['epochs']*train, turns*(c['epochs']*(c.get('watch') or test) + test))]
+    return [('pretrain', make, (3,32,32), n, work*c['epochs']*train, turns*(c['epochs']*(c.get('watch') or test) + test))]
 
 def cost_probe(run, place):
     "A pass of all images through the trunk"

@@ -105,7 +105,7 @@ def test_a_demonstration_is_not_taken_for_the_artefact():
     assert few[rows].tolist() == ['not run', '10.0 (n=1), 200 images'] and whole[rows].tolist() == ['10.0 (n=1)', 'not run']
     assert list(artefact_table([result(20, 200)])) == ['accuracy, fitted on 200 images']
     parts = {s: {p: next(r for r in rotnet_runs(s, p, data='cifar10') if r['name'] == 'artefact')['part'] for p in RECIPES} for s in SCALES}
-    assert [(s, p) for s in SCALES for p in RECIPES if 'demonstration' not in parts[s][p]] == [('full', 'report')]
+    assert [(s, p) for s in SCALES for p in RECIPES if 'demonstration' not in parts[s][p]] == [('full', 'report'), ('full', 'best')]
 
 
 def test_a_study_without_its_signs_leaves_them_out(tmp_path, capsys):
