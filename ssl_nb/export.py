@@ -20,11 +20,9 @@ from pickle import UnpicklingError
 
 import torch
 from timm.models import register_model
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
 from torch import nn
 
-from .backbones import TimmTrunk, backbone, timm_arguments
+from .backbones import TimmTrunk, backbone, stem_changes, timm_arguments
 from .data import InputError
 from .neighbours import pool
 from .nets import NIN, Trunk
@@ -96,12 +94,10 @@ ENDINGS = dict(timm='.safetensors', torch='.pth', safetensors='.safetensors')
 def _call(f, *args, **kwargs): return f"{f}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k,v in kwargs.items() if v is not None)])})"
 
 def _stem_lines(m, size):
-    "What `backbone` does to a model for small images, as lines"
-    if size >= 64 or not isinstance(m, (ResNet, EfficientNet)): return []
-    if isinstance(m, EfficientNet): return ["m.conv_stem.stride = (1, 1)  # small images: no step at the beginning"]
-    if isinstance(m.conv1, nn.Sequential): first = "m.conv1[0].stride = (1, 1)"
-    else: first = f"m.conv1 = nn.Conv2d({m.conv1.in_channels}, {m.conv1.out_channels}, 3, 1, 1, bias=False)"
-    return [first + "  # small images: no step at the beginning", "m.maxpool = nn.Identity()"]
+    "What `backbone` changes in a model for small images, as lines"
+    line = lambda name,new: f"m.{name} = {f'nn.{new!r}' if isinstance(new, nn.Module) else repr(new)}"
+    lines = [re.sub(r'\.(\d+)\.', r'[\1].', line(name, new)) for name,new in stem_changes(m, size).items()]
+    return [l + "  # small images: no step at the beginning"*(k == 0) for k,l in enumerate(lines)]
 
 def _model_lines(trunk):
     "What to import, and the lines that make the model `m`"
@@ -113,8 +109,8 @@ def _model_lines(trunk):
     return ["import timm", *(["from torch import nn"] if any('nn.' in l for l in stem) else [])], [f"m = {_call('timm.create_model', name, num_classes=0, **args)}", *stem]
 
 def _image_line(trunk, mean=None, std=None, size=None, **config):
-    size = size or recipe_of(trunk).get('size')
-    channels = next(p for p in trunk.parameters() if p.ndim == 4).shape[1]
+    recipe = recipe_of(trunk)
+    size,channels = size or recipe.get('size'), recipe.get('channels' if recipe['name'] == 'nin' else 'in_chans', 3)
     line = f"# m(x): features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
     return line + (f"in 0..1 and then (x - mean)/std by channel, with mean {mean} and std {std}" if mean and std else "normalised as in the pretraining")
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ssl_nb.backbones import backbone
+from ssl_nb.backbones import FAMILIES, backbone
 from ssl_nb.export import build_trunk, export_weights, load_any, load_code, plain_model, read_tensors, recipe_of
 from ssl_nb.neighbours import pool
 from ssl_nb.nets import NIN, Trunk
@@ -27,6 +27,10 @@ CASES = [dict(name=n, size=s) for n in NARROW for s in (32, 224 if n[0] == 'v' e
     dict(name='resnet18', size=32, channels=(16, 32, 64, 128)), dict(name='resnet18', size=64, in_chans=1, **NARROW['resnet18']), dict(name='resnet18', size=63, in_chans=1, **NARROW['resnet18']),
     dict(name='resnet18d', size=32, **NARROW['resnet18']), dict(name='efficientnet_b0', size=32, in_chans=1), dict(name='vit_small_2021', size=32, embed_dim=64), dict(name='vit_small_2021', size=96, embed_dim=64, in_chans=1),
     dict(name='vit_small_patch16_224', size=32, global_pool='avg', **NARROW['vit_small_patch16_224']), dict(name='pit_ti_224', size=96, in_chans=1, **NARROW['pit_ti_224'])]
+SMALL = {'mobilenetv3_small_050': {}, 'convnext_atto': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), 'regnetx_002': {}, 'regnetv_040': {}, 'mobileone_s0': {}, 'resnetv2_50': dict(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
+         'densenet121': dict(block_config=(1, 1, 1, 1)), 'vit_tiny_patch16_224': dict(depth=4), 'pit_ti_224': NARROW['pit_ti_224'], 'efficientnet_lite0': {}}
+EDGES = 32, 63, 64, 96, 100  # a stem that is changed for small images, and patches that are, end somewhere here
+CASES += [dict(name=n, size=s, **kw) for n, kw in SMALL.items() for s in EDGES if (n[:3] != 'vit' or s != 100) and (n != 'regnetv_040' or s == 63)]
 ids = lambda c: '-'.join([c['name'], str(c['size']), *sorted(set(c) - {'name', 'size'})])
 
 
@@ -81,6 +85,10 @@ sys.exit('ssl_nb is there' if any(m.startswith(('ssl_nb', 'fastai')) for m in sy
     r = subprocess.run([sys.executable, '-c', run], cwd=at, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-3000:]
     return {n: (t, torch.load(at/f'{n}.y'), at) for n, t in trunks.items()}
+
+
+def test_every_family_is_among_them(outside):
+    assert {type(t.model) for t, _, _ in outside.values()} >= set(FAMILIES)
 
 
 @pytest.mark.parametrize('case', CASES, ids=ids)
