@@ -76,7 +76,9 @@ class _Features(nn.Module):
     def __init__(self, m): super().__init__(); self.model = m  # a module and no closure, so that a copy of the trunk reads its own weights
     def forward(self, x): return self.model.forward_head(x, pre_logits=True)
 
-def _tokens_as_map(x, last, skip, grid): return x if last else x[:,skip:].transpose(1, 2).unflatten(2, grid)
+def _mean_of_tokens(x, last): return x.mean(1) if x.ndim == 3 else x  # a few "encoders" hand on all tokens, as a ViT does with global_pool=''
+
+def _tokens_as_map(x, last, skip, grid): return _mean_of_tokens(x, last) if last else x[:,skip:].transpose(1, 2).unflatten(2, grid)
 
 def _vit(m):
     n = len(m.blocks)
@@ -115,7 +117,6 @@ def _byobnet(m): return _staged(m, [m.stem], m.stages, m.final_conv)
 def _regnet(m): return _staged(m, [m.stem], [m.s1,m.s2,m.s3,m.s4], m.final_conv)
 def _resnetv2(m): return _staged(m, [m.stem], m.stages, m.norm)
 
-def _mean_of_tokens(x, last): return x.mean(1) if x.ndim == 3 else x  # a few "encoders" hand on all tokens
 def _whole(m): return TimmTrunk(m, [m], _mean_of_tokens)
 
 FAMILIES = {ResNet: _resnet, EfficientNet: _efficientnet, VisionTransformer: _vit, PoolingVisionTransformer: _pit,

@@ -25,7 +25,7 @@ from torch import nn
 from .backbones import TimmTrunk, backbone, stem_changes, timm_arguments
 from .data import InputError
 from .neighbours import pool
-from .nets import NIN, Trunk
+from .nets import NIN, Trunk, feature_shape
 from .weights import atomic, cpu_state, read_config, read_weights, save_weights
 
 # %% ../nbs/27_export.ipynb #3e3c334f
@@ -104,6 +104,7 @@ def _model_lines(trunk):
     args = recipe_of(trunk)
     name,size = args.pop('name'), args.pop('size', 32)
     if name == 'nin': return ["import timm", "import ssl_nb.export  # adds ssl_nin to timm's models"], [f"m = {_call('timm.create_model', 'ssl_nin', num_classes=0, **args)}"]
+    if len(feature_shape(trunk, size=size)) == 3: args.pop('global_pool', None)  # the features are the mean of the last maps, whatever its own pool
     args,stem = timm_arguments(name, size, **args), _stem_lines(trunk.model, size)
     if name == 'vit_small_2021': return ["from timm.models.vision_transformer import VisionTransformer"], [f"m = {_call('VisionTransformer', num_classes=0, **args)}"]
     return ["import timm", *(["from torch import nn"] if any('nn.' in l for l in stem) else [])], [f"m = {_call('timm.create_model', name, num_classes=0, **args)}", *stem]
@@ -111,7 +112,8 @@ def _model_lines(trunk):
 def _image_line(trunk, mean=None, std=None, size=None, **config):
     recipe = recipe_of(trunk)
     size,channels = size or recipe.get('size'), recipe.get('channels' if recipe['name'] == 'nin' else 'in_chans', 3)
-    line = f"# m(x): features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
+    tokens = isinstance(trunk, TimmTrunk) and len(feature_shape(Trunk(trunk.model).train(trunk.training), size=recipe['size'])) == 2
+    line = f"# m(x){'.mean(1)'*tokens}: features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
     return line + (f"in 0..1 and then (x - mean)/std by channel, with mean {mean} and std {std}" if mean and std else "normalised as in the pretraining")
 
 # %% ../nbs/27_export.ipynb #b63fce32

@@ -118,6 +118,17 @@ def test_a_plain_line_is_enough_for_large_images(outside, tmp_path):
         assert torch.equal(features(m, images(trunk)), theirs)
 
 
+@pytest.mark.parametrize('net, call', [(dict(name='resnet18', global_pool='max', **NARROW['resnet18']), 'm(x)'), (dict(name='vit_small_patch16_224', global_pool='', **NARROW['vit_small_patch16_224']), 'm(x).mean(1)')])
+def test_a_pool_of_its_own(net, call, tmp_path):
+    "What the lines call features are those of the trunk, the mean of maps or of tokens; and the images are said to have the channels that they have"
+    trunk, names = scramble(backbone(size=32, in_chans=1, **net)), dict(x=images(backbone(size=32, in_chans=1, **net)))
+    lines = export_weights(trunk, tmp_path/'w.safetensors')
+    assert f'# {call}: features [N,C] of images x [N,1,32,32]' in lines
+    exec(lines, names)
+    assert near(eval(call, names), features(trunk, names['x']))
+    assert 'x [N,3,96,96]' in load_code(backbone('pit_ti_224', 96, **NARROW['pit_ti_224']))
+
+
 def test_pit_at_its_own_size(tmp_path):
     trunk = scramble(backbone('pit_ti_224', 224))
     export_weights(trunk, tmp_path/'w.safetensors')
