@@ -12,11 +12,12 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
+import zipfile
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import Unpickler, UnpicklingError
 
 import torch
 from timm.models import register_model
@@ -183,10 +184,60 @@ def _flat(d, at=''):
         elif isinstance(v, torch.Tensor): out[f'{at}{k}'] = v
     return out
 
+
+# %% ../nbs/27_export.ipynb #8bd9e238
+class _Thing:
+    "Stands for whatever a pickle would make or call: nothing of it runs"
+    def __init__(self, *args, **kwargs): pass
+    def __setstate__(self, state): vars(self).update(state if isinstance(state, dict) else {})
+    def __setitem__(self, k, v): pass
+    def append(self, v): pass
+
+class _Tensor: pass
+def _a_tensor(*args): return _Tensor()
+
+class _Outline(Unpickler):
+    "What a pickle holds: dictionaries, lists and numbers as they are, tensors and all else as names"
+    def persistent_load(self, pid): return _Tensor()
+    def find_class(self, module, name):
+        if (module, name) == ('collections', 'OrderedDict'): return OrderedDict
+        return _a_tensor if name.startswith(('_rebuild_tensor','_rebuild_parameter')) else type(name, (_Thing,), {})
+
+def _outline(path):
+    with open(path, 'rb') as f:
+        if zipfile.is_zipfile(f):
+            with zipfile.ZipFile(f) as z: return _Outline(io.BytesIO(z.read(next(n for n in z.namelist() if n.endswith('data.pkl'))))).load()
+        f.seek(0)
+        return [_Outline(f).load() for _ in range(4)][-1]  # before torch 1.6: after a number, a version and the machine
+
+# %% ../nbs/27_export.ipynb #799813ba
+def _odd(v):
+    "Is there anything in it but tensors, numbers and words?"
+    if isinstance(v, (dict,list,tuple)): return any(map(_odd, v.values() if isinstance(v, dict) else v))
+    return isinstance(v, (_Thing,type))
+
+def _has_tensors(v): return isinstance(v, _Tensor) or isinstance(v, dict) and any(map(_has_tensors, v.values()))
+
+def _anew(v, at):
+    "An expression for a dictionary of tensors in `v`, which `at` is an expression for; None when none is found"
+    if isinstance(v, _Thing):
+        if '_modules' in vars(v): return f'{at}.state_dict()'
+        return next((said for k,w in vars(v).items() if isinstance(w, (_Thing,dict)) and (said := _anew(w, f'{at}.{k}'))), None)
+    if not isinstance(v, dict): return None
+    if not _odd(v): return at if _has_tensors(v) else None
+    good = [k for k,w in v.items() if _has_tensors(w) and not _odd(w)]
+    if not good: return next((said for k,w in v.items() if (said := _anew(w, f'{at}[{k!r}]'))), None)
+    if len(good) == 1 and isinstance(v[good[0]], dict): return f'{at}[{good[0]!r}]'
+    bad = [k for k in v if k not in good]
+    return f"{{k: v for k,v in {at}.items() if k {f'in {good}' if len(good) <= len(bad) else f'not in {bad}'}}}"
+
 def _why_refused(path, e):
-    wants = re.search(r'GLOBAL (\S+)', e)
+    "What is in the way, and a line that writes the weights anew"
+    wants,said = re.search(r'GLOBAL (\S+)', e), None
     if not wants: return f"{path} is damaged or no file of weights; give a .safetensors file, or one of torch.save"
-    return f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused; where you trust it, write its weights anew by torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'new.pth')"
+    with suppress(Exception): said = _anew(_outline(path), f'torch.load({str(path)!r}, weights_only=False)')  # a file may be anything
+    how = f"by torch.save({said}, 'new.pth')" if said and len(said) < 500 else "with the program that made it, as a dictionary of tensors"
+    return f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused; where you trust it, write its weights anew {how}"
 
 # %% ../nbs/27_export.ipynb #8c69dd4f
 _NUMBERS = lambda first: [(r'^0\.', 'conv1.'), (r'^1\.', 'bn1.'), *((rf'^{first+k}\.', f'layer{k+1}.') for k in range(4))]

@@ -12,14 +12,19 @@ import timm
 import torch
 import torchvision
 from conftest import one_line_error
+from fastai.callback.schedule import *
+from fastai.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ssl_nb.augment import Augment, Normalize
 from ssl_nb.backbones import FAMILIES, backbone
+from ssl_nb.data import Images, image_dls
 from ssl_nb.export import build_trunk, export_weights, load_any, load_code, plain_model, read_tensors, recipe_of
+from ssl_nb.heads import linear_head
 from ssl_nb.neighbours import pool
-from ssl_nb.nets import NIN, Trunk
+from ssl_nb.nets import NIN, Trunk, feature_shape
 from ssl_nb.weights import load_weights, save_weights
 
 NARROW = {'resnet18': dict(channels=[8, 8, 16, 16]), 'efficientnet_b0': {}, 'vit_small_patch16_224': dict(embed_dim=32, depth=4, num_heads=2), 'pit_ti_224': dict(base_dims=[8, 8, 8], depth=[1, 1, 1])}
@@ -331,6 +336,37 @@ def test_no_pickle_runs(tmp_path):
     assert not was_here.exists()
     torch.load(tmp_path/'a.pth', weights_only=False)
     assert was_here.exists()  # it would have
+
+
+class Odd: pass
+
+
+def fastais(net, path, **kwargs):
+    "What a fastai user's `learn.save` or `learn.export` wrote after a fit"
+    learn = Learner(image_dls(*(Images(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2) for _ in range(2)), 4, device='cpu'), nn.Sequential(net, *linear_head(feature_shape(net), 2)), path=path.parent, model_dir='.')
+    learn.add_cb(Augment(Normalize(), Normalize()))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 0.)
+    getattr(learn, *kwargs)(path.name if 'export' in kwargs else path.stem)
+    return learn.model[0]
+
+
+REFUSED = {
+    'learn.save': lambda net, path: fastais(net, path, save=1), 'learn.export': lambda net, path: fastais(net, path, export=1), 'a module': lambda net, path: torch.save(net, path),
+    'a module in a dictionary': lambda net, path: torch.save(dict(epoch=3, model=net, args=Odd()), path), 'Lightning': lambda net, path: torch.save({'state_dict': net.state_dict(), 'hyper_parameters': Odd()}, path),
+    'two nets': lambda net, path: torch.save({'student': {k: v*0 for k, v in net.state_dict().items()}, 'teacher': net.state_dict(), 'args': Odd(), 'more': [Odd()], 'date': 3}, path),
+    'deeper': lambda net, path: torch.save({'run': {'net': net.state_dict(), 'args': Odd()}}, path), 'beside the tensors': lambda net, path: torch.save({**net.state_dict(), 'args': Odd()}, path),
+    'before 1.6': lambda net, path: torch.save({'weights': net.state_dict(), 'args': Odd()}, path, _use_new_zipfile_serialization=False)}
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_the_line_that_a_refusal_names_does_it(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = scramble(NIN(16))
+    net = REFUSED[kind](net, tmp_path/'w.pth') or net
+    text = unchanged(fresh := NIN(16).eval(), lambda: load_any(fresh, tmp_path/'w.pth'), 'refused', 'write its weights anew by torch.save(')
+    exec(text[text.index('torch.save('):], dict(torch=torch))
+    load_any(fresh, tmp_path/'new.pth', prefix='teacher.' if kind == 'two nets' else None)
+    assert torch.equal(features(fresh, images(net)), features(net.eval(), images(net)))
 
 
 def test_files_of_no_use(tmp_path):
