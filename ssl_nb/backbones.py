@@ -76,7 +76,7 @@ class _Features(nn.Module):
     def __init__(self, m): super().__init__(); self.model = m  # a module and no closure, so that a copy of the trunk reads its own weights
     def forward(self, x): return self.model.forward_head(x, pre_logits=True)
 
-def _mean_of_tokens(x, last): return x.mean(1) if x.ndim == 3 else x  # a few "encoders" hand on all tokens, as a ViT does with global_pool=''
+def _mean_of_tokens(x, last): return x.mean(1) if x.ndim == 3 else x  # a few "encoders" hand on all tokens, or a ViT with global_pool=''
 
 def _tokens_as_map(x, last, skip, grid): return _mean_of_tokens(x, last) if last else x[:,skip:].transpose(1, 2).unflatten(2, grid)
 
@@ -132,13 +132,14 @@ def _small(name, size):
 def stem_changes(
     m:nn.Module, # a model of timm
     size:int): # side of the images, pixels
-    "What suits the first steps of a convolutional net to small images, which they would leave too little of: name in the model -> what is put there"
+    "What a convolutional net gets for small images, of which its first steps would leave too little: name -> what is put there"
     if size >= 64: return {}
     if isinstance(m, ResNet):
         deep = isinstance(m.conv1, nn.Sequential)  # a "deep" stem, which is 3x3 already
-        return {**({'conv1.0.stride': (1,1)} if deep else dict(conv1=nn.Conv2d(m.conv1.in_channels, m.conv1.out_channels, 3, 1, 1, bias=False))), 'maxpool': nn.Identity()}
+        first = {'conv1.0.stride': (1,1)} if deep else dict(conv1=nn.Conv2d(m.conv1.in_channels, m.conv1.out_channels, 3, 1, 1, bias=False))
+        return {**first, 'maxpool': nn.Identity()}
     if isinstance(m, (EfficientNet,MobileNetV3)): return {'conv_stem.stride': (1,1)}
-    if isinstance(m, RegNet): return {f"stem{'' if isinstance(m.stem, nn.Conv2d) else '.conv'}.stride": (1,1)}  # a RegNetV begins with a convolution alone
+    if isinstance(m, RegNet): return {'stem.stride' if isinstance(m.stem, nn.Conv2d) else 'stem.conv.stride': (1,1)}  # RegNetV
     return {}
 
 def _small_stem(m, size):

@@ -46,16 +46,22 @@ def recipe_of(
 
 def build_trunk(
     recipe:dict, # `name`: 'nin' or one for `backbone`; `size`: side of the images, pixels; and arguments of either
-    weights=None): # None: random; 'imagenet': timm's own; or a file, which `load_any` reads
-    "A trunk from its recipe, as a run's configuration or the header of a file holds it. Raises `InputError` for a recipe or for weights that do not fit."
+    weights=None, # None: random; 'imagenet': timm's own; or a file, which `load_any` reads
+    prefix:str|None=None): # what stands before the names in the file; by default what fits most
+    "A trunk from its recipe, as a run or the header of a file holds it; `trunk.loaded` tells of its weights. Raises `InputError` when these or it do not fit."
     args = dict(recipe)
     name,size = args.pop('name', None), args.pop('size', 32)
     if not isinstance(name, str) or not isinstance(size, int): raise InputError(f"no recipe of a trunk: {recipe}; it needs a name, such as 'resnet18' or 'nin', and a size in pixels")
     try: trunk = _nin(args, weights) if name == 'nin' else backbone(name, size, weights if weights == 'imagenet' else None, **args)
     except InputError: raise
     except Exception as e: raise InputError(f"no recipe of a {'NIN' if name == 'nin' else name}: {args} ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}); choose other arguments") from e
-    if weights not in (None,'imagenet'): load_any(trunk, weights)
+    if weights in (None,'imagenet'): trunk.loaded = _imagenet_words(trunk, size) if weights else 'random'
+    else: trunk.loaded = load_any(trunk, weights, prefix=prefix)
     return trunk
+
+def _imagenet_words(trunk, size):
+    new = [k for k,v in stem_changes(trunk.model, size).items() if isinstance(v, nn.Conv2d)]
+    return "timm's, of ImageNet" + (f"; {new[0]} is random, for images of {size} pixels want another than timm's" if new else '')
 
 def _nin(args, weights):
     if weights == 'imagenet': raise InputError("nin: there are no ImageNet weights of it; take weights=None, or a file")
@@ -105,7 +111,7 @@ def _model_lines(trunk):
     args = recipe_of(trunk)
     name,size = args.pop('name'), args.pop('size', 32)
     if name == 'nin': return ["import timm", "import ssl_nb.export  # adds ssl_nin to timm's models"], [f"m = {_call('timm.create_model', 'ssl_nin', num_classes=0, **args)}"]
-    if len(feature_shape(trunk, size=size)) == 3: args.pop('global_pool', None)  # the features are the mean of the last maps, whatever its own pool
+    if len(feature_shape(trunk, size=size)) == 3: args.pop('global_pool', None)  # features are the mean of the last maps
     args,stem = timm_arguments(name, size, **args), _stem_lines(trunk.model, size)
     if name == 'vit_small_2021': return ["from timm.models.vision_transformer import VisionTransformer"], [f"m = {_call('VisionTransformer', num_classes=0, **args)}"]
     return ["import timm", *(["from torch import nn"] if any('nn.' in l for l in stem) else [])], [f"m = {_call('timm.create_model', name, num_classes=0, **args)}", *stem]
@@ -206,7 +212,8 @@ class _Outline(Unpickler):
 def _outline(path):
     with open(path, 'rb') as f:
         if zipfile.is_zipfile(f):
-            with zipfile.ZipFile(f) as z: return _Outline(io.BytesIO(z.read(next(n for n in z.namelist() if n.endswith('data.pkl'))))).load()
+            with zipfile.ZipFile(f) as z: data = z.read(next(n for n in z.namelist() if n.endswith('data.pkl')))
+            return _Outline(io.BytesIO(data)).load()
         f.seek(0)
         return [_Outline(f).load() for _ in range(4)][-1]  # before torch 1.6: after a number, a version and the machine
 
@@ -237,7 +244,8 @@ def _why_refused(path, e):
     if not wants: return f"{path} is damaged or no file of weights; give a .safetensors file, or one of torch.save"
     with suppress(Exception): said = _anew(_outline(path), f'torch.load({str(path)!r}, weights_only=False)')  # a file may be anything
     how = f"by torch.save({said}, 'new.pth')" if said and len(said) < 500 else "with the program that made it, as a dictionary of tensors"
-    return f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused; where you trust it, write its weights anew {how}"
+    why = f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused"
+    return f"{why}; where you trust it, write its weights anew {how}"
 
 # %% ../nbs/27_export.ipynb #8c69dd4f
 _NUMBERS = lambda first: [(r'^0\.', 'conv1.'), (r'^1\.', 'bn1.'), *((rf'^{first+k}\.', f'layer{k+1}.') for k in range(4))]
@@ -286,7 +294,7 @@ class Loaded:
         if self.missing: said.append(f"{len(self.missing)} missing: {_few(self.missing)}")
         if self.counters: said.append(f"{self.counters} counters of batches not in the file, left as they were")
         if self.unused: said.append(f"{len(self.unused)} of the file unused: {_few(_groups(self.unused, self.prefix))}")
-        if self.also: said.append(f"{_few([repr(p) for p in self.also])} would fit too: choose by prefix=")
+        if self.also: said.append(f"{_few([repr(p) for p in self.also])} would fit too: choose by prefix= (`--prefix`)")
         if self.differs: said.append(f"made with other arguments: {_few([f'{k}={a!r}, the trunk {b!r}' for k,(a,b) in self.differs.items()])}")
         return '; '.join(said)
 
