@@ -256,6 +256,7 @@ def ssl_pretrain(
     lr:float=0., # learning rate; by default the method's
     seed:int=0, # of weights, order and views
     weights:str='', # to start from: imagenet, or a file
+    prefix:str='', # what stands before the net's names in that file, such as teacher.; by default what fits most
     minutes:float=0., # stop after so many; the same command goes on
     precision:str='auto', # bf16, fp16 or float32; by default what the device computes fastest
     device:str='auto', # auto, cpu, cuda, ...
@@ -267,7 +268,7 @@ def ssl_pretrain(
     from ssl_nb.runs import pretrain, run_settings
     if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))
-    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, precision=precision, **args)
+    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, prefix=prefix or None, precision=precision, **args)
     if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {quote(out)} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {quote(out)} --to timm            the weights for other programs")
 
 @call_parse

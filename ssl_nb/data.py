@@ -18,8 +18,10 @@ from PIL import Image
 from fastcore.basics import patch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import Category, CategoryMap, MultiCategory
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
-from fastai.torch_core import default_device, to_detach as _to_detach
+from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory, default_device, to_detach as _to_detach
+from fastcore.foundation import L
 from matplotlib import pyplot as plt
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -30,7 +32,7 @@ _all_ = ['InputError']
 # %% ../nbs/00_data.ipynb #641debe6
 class Images:
     "A data set in memory: images `x`, targets `y` if there are any, and the names of the classes"
-    n_inp = 1  # fastai: the first item of a batch is the input
+    n_inp,empty = 1, False  # fastai: the first item of a batch is the input; `empty`: of `new_empty`
 
     def __init__(self,
         x:torch.Tensor, # images, `uint8` [N,3,H,W], grey ones [N,1,H,W] (or cached features, float [N,...])
@@ -75,12 +77,16 @@ def thin(self:Images,
 @patch
 def to(self:Images, device):
     "The same images on `device`"
-    return Images(self.x.to(device), None if self.y is None else self.y.to(device), self.vocab, self.name)
+    there = Images(self.x.to(device), None if self.y is None else self.y.to(device), self.vocab, self.name)
+    there.empty = self.empty
+    return there
 
 @patch
 def new_empty(self:Images):
-    "What fastai's `learn.export` puts in the place of the images: a single black one"
-    return Images(torch.zeros_like(self.x[:1]), None if self.y is None else self.y[:1].clone(), self.vocab, self.name)
+    "What fastai's `learn.export` puts in the place of the images: a single black one, which no loader gives"
+    black = Images(torch.zeros_like(self.x[:1]), None if self.y is None else self.y[:1].clone(), self.vocab, self.name)
+    black.empty = True
+    return black
 
 @patch
 def unlabelled(self:Images):
@@ -117,11 +123,12 @@ def _in_words(y, vocab):
     return ', '.join(v for v,there in zip(vocab, y) if there) if y.ndim else vocab[int(y)]
 
 def show_grid(
-    x, # images, [N,C,H,W], `uint8` or floats in 0..1
+    x, # images, [N,C,H,W], `uint8` or floats: in 0..1, in 0..255, or normalised, which are spread over all greys
     titles=None, # one title an image
     cols:int=8, # images a row
     size:float=1.1): # inches an image
-    "Draw images in a grid; returns the axes"
+    "Draw images in a grid; returns the axes. Raises `InputError` for what are no images."
+    x = _drawable(x)
     rows = -(-len(x)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(cols*size, rows*(size+.2*(titles is not None))), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
@@ -129,6 +136,17 @@ def show_grid(
         ax.imshow(im.permute(1,2,0).cpu().numpy().squeeze(), cmap='gray', vmin=0, vmax=255 if im.dtype == torch.uint8 else 1)  # the limits are for one channel: dark stays dark
         if titles is not None: ax.set_title(str(titles[k]), fontsize=8)
     return axs
+
+def _drawable(x):
+    "Images as matplotlib takes them"
+    if not isinstance(x, torch.Tensor): x = torch.stack(list(x))
+    shape = tuple(x.shape[1:])
+    if len(shape) != 3 or shape[0] not in (1,3): raise InputError(f"{shape}: features cannot be drawn; show the images themselves")
+    if not x.is_floating_point(): return x
+    x = x.detach().float().nan_to_num()
+    low,high = x.aminmax()
+    if low >= -.1 and high <= 1.1: return x.clamp(0, 1)  # a filter may go a little beyond
+    return x/255 if low >= 0 and high <= 255 else (x-low)/(high-low)
 
 # %% ../nbs/00_data.ipynb #8f558449
 def _whats_wrong(root, release):
@@ -242,6 +260,7 @@ class ImageDL(DataLoader):
         if n == 0: raise InputError(f"{getattr(dataset, 'name', 'the data set')} is empty; give at least one image")
         if not isinstance(bs, (int,np.integer)) or bs < 1: raise InputError(f"bs={bs!r}: give a whole number of 1 or more")
         if device is not None and resident: dataset = dataset.to(device)
+        self.asked = bs  # a loader made from this one may have more images
         bs, self.steps, self.resident, self.rows, self.skip = min(bs, n), steps, resident, rows, 0  # `skip`: batches of the next epoch that a resumed fit has done
         kwargs.update(n=n if steps is None else steps*bs, num_workers=0)
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=shuffle if drop_last is None else drop_last, device=device, **kwargs)
@@ -255,6 +274,8 @@ class ImageDL(DataLoader):
     def sample(self): return self._DataLoader__idxs  # what `__iter__` got from `get_idxs`
 
     def create_batches(self, samps):
+        if getattr(self.dataset, 'empty', False):
+            raise InputError("an exported Learner has no images of its own: give dl=learn.dls.test_dl(images)")
         idxs = samps if isinstance(samps, torch.Tensor) else torch.tensor(list(samps))  # `DistributedDL` hands on an iterator
         for i in idxs.to(self.dataset.x.device).split(self.bs)[self.skip:]:
             if len(i) == self.bs or not self.drop_last: yield self._fetch(i)
@@ -264,12 +285,24 @@ class ImageDL(DataLoader):
         return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in self.dataset[i])  # the copy does not wait for the GPU's work
 
     def new(self, dataset=None, cls=None, **kwargs):
+        if isinstance(dataset, (list,tuple,L)): dataset = _as_images(dataset, self.dataset)
         if kwargs.get('shuffle', self.shuffle): kwargs.setdefault('steps', self.steps)  # predictions want each image once
-        return super().new(dataset, cls, **{'resident': self.resident, **(dict(rows=self.rows) if dataset is None else {}), **kwargs})
+        same = dict(bs=self.asked, resident=self.resident, **(dict(rows=self.rows) if dataset is None else {}))
+        return super().new(dataset, cls, **{**same, **kwargs})
 
     def to(self, device):
         self.device = device
         if self.resident: self.dataset = self.dataset.to(device)
+
+def _as_images(items, like):
+    "Single images, as fastai's `learn.predict` gets them, in a data set"
+    rows = [np.asarray(i.convert('L' if like.x.shape[1] == 1 else 'RGB')) if isinstance(i, Image.Image) else i for i in items]
+    rows = [torch.from_numpy(r.copy()).view(*r.shape[:2], -1).permute(2, 0, 1) if isinstance(r, np.ndarray) else r for r in rows]
+    for r in rows:
+        if not isinstance(r, torch.Tensor) or r.shape != like.x.shape[1:]:
+            what,shape = tuple(r.shape) if isinstance(r, torch.Tensor) else type(r).__name__, tuple(like.x.shape[1:])
+            raise InputError(f"{what} is no image of {shape}: give a tensor, or Pillow's picture of that size; `image_folder` reads files")
+    return Images(torch.stack(rows), None, like.vocab, like.name)
 
 # %% ../nbs/00_data.ipynb #2cbce2cb
 @patch
@@ -287,11 +320,52 @@ def show_batch(self:ImageDL, b=None, max_n:int=16, **kwargs):
 @patch
 def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
     "Show images of a batch, above each its class and below it the predicted one"
-    pred = out.argmax(1) if out.ndim > 1 else out
+    if len(b) < 2: raise InputError("no labels, so no results to show; `plot_neighbours` shows what a net has learned without labels")
+    pred = out.argmax(1) if out.ndim > 1 and out.dtype != torch.bool else out
+    n = out.shape[1] if out.ndim > 1 else int(out.max())+1
+    if n > self.c or out.ndim > 1 and n != self.c:
+        raise InputError(f"{n} numbers an image are no answer for {self.c} classes: the net learned something else; see `plot_neighbours`")
     return show_grid(b[0][:max_n], [f'{self._name(k)}\n{self._name(p)}' for k,p in zip(b[1], pred[:max_n])], **kwargs)
 
 @patch
 def _name(self:ImageDL, k): return _in_words(k, self.dataset.vocab)
+
+
+# %% ../nbs/00_data.ipynb #b1a44671
+@patch(as_prop=True)
+def vocab(self:ImageDL):
+    "The classes as fastai has them"
+    y,names = getattr(self.dataset, 'y', None), getattr(self.dataset, 'vocab', None)
+    return names if y is None or y.is_floating_point() else CategoryMap(names or range(self.dataset.c), sort=False)
+
+@patch(as_prop=True)
+def iloc(self:Images): return _Rows(self)
+
+class _Rows:
+    "`images.iloc[[3,5]]`: what fastai asks of tables, it asks of images too"
+    def __init__(self, images): self.images = images
+    def __getitem__(self, i): return self.images.subset(torch.as_tensor(i, device=self.images.x.device))
+
+@patch(as_prop=True)
+def items(self:ImageDL): return self.dataset if self.rows is None else self.dataset.subset(self.rows)
+
+@patch
+def decode_batch(self:ImageDL, b, max_n:int=9, full:bool=True):
+    "Samples of a batch: images, and their classes by name"
+    return L((TensorImage(x), *(self._show_y(y) for y in ys)) for x,*ys in zip(*(t[:max_n] for t in b)))
+
+@patch
+def _show_y(self:ImageDL, y):
+    "A target as fastai shows it; features and numbers as they are"
+    if y.dtype == torch.bool: return MultiCategory(v for v,there in zip(self.vocab, y) if there)
+    return Category(self.vocab[int(y)]) if y.ndim == 0 and y.dtype == torch.long and int(y) < len(self.vocab or ()) else y
+
+@patch
+def _pre_show_batch(self:ImageDL, b, max_n:int=9):
+    import fastai.vision.learner  # it teaches fastai's `plot_top_losses` images
+    x,y = b
+    kind = TensorMultiCategory if y.dtype == torch.bool else TensorCategory
+    return TensorImage(x), kind(y), self.decode_batch((_drawable(x), y), max_n)
 
 # %% ../nbs/00_data.ipynb #8be5a9b2
 def image_dls(

@@ -12,22 +12,21 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
+import zipfile
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import Unpickler, UnpicklingError
 
 import torch
 from timm.models import register_model
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
 from torch import nn
 
-from .backbones import TimmTrunk, backbone, timm_arguments
+from .backbones import TimmTrunk, backbone, stem_changes, timm_arguments
 from .data import InputError
 from .neighbours import pool
-from .nets import NIN, Trunk
+from .nets import NIN, Trunk, feature_shape
 from .weights import atomic, cpu_state, read_config, read_weights, save_weights
 
 # %% ../nbs/27_export.ipynb #3e3c334f
@@ -47,16 +46,22 @@ def recipe_of(
 
 def build_trunk(
     recipe:dict, # `name`: 'nin' or one for `backbone`; `size`: side of the images, pixels; and arguments of either
-    weights=None): # None: random; 'imagenet': timm's own; or a file, which `load_any` reads
-    "A trunk from its recipe, as a run's configuration or the header of a file holds it. Raises `InputError` for a recipe or for weights that do not fit."
+    weights=None, # None: random; 'imagenet': timm's own; or a file, which `load_any` reads
+    prefix:str|None=None): # what stands before the names in the file; by default what fits most
+    "A trunk from its recipe, as a run or the header of a file holds it; `trunk.loaded` tells of its weights. Raises `InputError` when these or it do not fit."
     args = dict(recipe)
     name,size = args.pop('name', None), args.pop('size', 32)
     if not isinstance(name, str) or not isinstance(size, int): raise InputError(f"no recipe of a trunk: {recipe}; it needs a name, such as 'resnet18' or 'nin', and a size in pixels")
     try: trunk = _nin(args, weights) if name == 'nin' else backbone(name, size, weights if weights == 'imagenet' else None, **args)
     except InputError: raise
     except Exception as e: raise InputError(f"no recipe of a {'NIN' if name == 'nin' else name}: {args} ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}); choose other arguments") from e
-    if weights not in (None,'imagenet'): load_any(trunk, weights)
+    if weights in (None,'imagenet'): trunk.loaded = _imagenet_words(trunk, size) if weights else 'random'
+    else: trunk.loaded = load_any(trunk, weights, prefix=prefix)
     return trunk
+
+def _imagenet_words(trunk, size):
+    new = [k for k,v in stem_changes(trunk.model, size).items() if isinstance(v, nn.Conv2d)]
+    return "timm's, of ImageNet" + (f"; {new[0]} is random, for images of {size} pixels want another than timm's" if new else '')
 
 def _nin(args, weights):
     if weights == 'imagenet': raise InputError("nin: there are no ImageNet weights of it; take weights=None, or a file")
@@ -96,26 +101,26 @@ ENDINGS = dict(timm='.safetensors', torch='.pth', safetensors='.safetensors')
 def _call(f, *args, **kwargs): return f"{f}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k,v in kwargs.items() if v is not None)])})"
 
 def _stem_lines(m, size):
-    "What `backbone` does to a model for small images, as lines"
-    if size >= 64 or not isinstance(m, (ResNet, EfficientNet)): return []
-    if isinstance(m, EfficientNet): return ["m.conv_stem.stride = (1, 1)  # small images: no step at the beginning"]
-    if isinstance(m.conv1, nn.Sequential): first = "m.conv1[0].stride = (1, 1)"
-    else: first = f"m.conv1 = nn.Conv2d({m.conv1.in_channels}, {m.conv1.out_channels}, 3, 1, 1, bias=False)"
-    return [first + "  # small images: no step at the beginning", "m.maxpool = nn.Identity()"]
+    "What `backbone` changes in a model for small images, as lines"
+    line = lambda name,new: f"m.{name} = {f'nn.{new!r}' if isinstance(new, nn.Module) else repr(new)}"
+    lines = [re.sub(r'\.(\d+)\.', r'[\1].', line(name, new)) for name,new in stem_changes(m, size).items()]
+    return [l + "  # small images: no step at the beginning"*(k == 0) for k,l in enumerate(lines)]
 
 def _model_lines(trunk):
     "What to import, and the lines that make the model `m`"
     args = recipe_of(trunk)
     name,size = args.pop('name'), args.pop('size', 32)
     if name == 'nin': return ["import timm", "import ssl_nb.export  # adds ssl_nin to timm's models"], [f"m = {_call('timm.create_model', 'ssl_nin', num_classes=0, **args)}"]
+    if len(feature_shape(trunk, size=size)) == 3: args.pop('global_pool', None)  # features are the mean of the last maps
     args,stem = timm_arguments(name, size, **args), _stem_lines(trunk.model, size)
     if name == 'vit_small_2021': return ["from timm.models.vision_transformer import VisionTransformer"], [f"m = {_call('VisionTransformer', num_classes=0, **args)}"]
     return ["import timm", *(["from torch import nn"] if any('nn.' in l for l in stem) else [])], [f"m = {_call('timm.create_model', name, num_classes=0, **args)}", *stem]
 
 def _image_line(trunk, mean=None, std=None, size=None, **config):
-    size = size or recipe_of(trunk).get('size')
-    channels = next(p for p in trunk.parameters() if p.ndim == 4).shape[1]
-    line = f"# m(x): features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
+    recipe = recipe_of(trunk)
+    size,channels = size or recipe.get('size'), recipe.get('channels' if recipe['name'] == 'nin' else 'in_chans', 3)
+    tokens = isinstance(trunk, TimmTrunk) and len(feature_shape(Trunk(trunk.model).train(trunk.training), size=recipe['size'])) == 2
+    line = f"# m(x){'.mean(1)'*tokens}: features [N,C] of images x [N,{channels},{size or 'H'},{size or 'W'}], "
     return line + (f"in 0..1 and then (x - mean)/std by channel, with mean {mean} and std {std}" if mean and std else "normalised as in the pretraining")
 
 # %% ../nbs/27_export.ipynb #b63fce32
@@ -185,10 +190,62 @@ def _flat(d, at=''):
         elif isinstance(v, torch.Tensor): out[f'{at}{k}'] = v
     return out
 
+
+# %% ../nbs/27_export.ipynb #8bd9e238
+class _Thing:
+    "Stands for whatever a pickle would make or call: nothing of it runs"
+    def __init__(self, *args, **kwargs): pass
+    def __setstate__(self, state): vars(self).update(state if isinstance(state, dict) else {})
+    def __setitem__(self, k, v): pass
+    def append(self, v): pass
+
+class _Tensor: pass
+def _a_tensor(*args): return _Tensor()
+
+class _Outline(Unpickler):
+    "What a pickle holds: dictionaries, lists and numbers as they are, tensors and all else as names"
+    def persistent_load(self, pid): return _Tensor()
+    def find_class(self, module, name):
+        if (module, name) == ('collections', 'OrderedDict'): return OrderedDict
+        return _a_tensor if name.startswith(('_rebuild_tensor','_rebuild_parameter')) else type(name, (_Thing,), {})
+
+def _outline(path):
+    with open(path, 'rb') as f:
+        if zipfile.is_zipfile(f):
+            with zipfile.ZipFile(f) as z: data = z.read(next(n for n in z.namelist() if n.endswith('data.pkl')))
+            return _Outline(io.BytesIO(data)).load()
+        f.seek(0)
+        return [_Outline(f).load() for _ in range(4)][-1]  # before torch 1.6: after a number, a version and the machine
+
+# %% ../nbs/27_export.ipynb #799813ba
+def _odd(v):
+    "Is there anything in it but tensors, numbers and words?"
+    if isinstance(v, (dict,list,tuple)): return any(map(_odd, v.values() if isinstance(v, dict) else v))
+    return isinstance(v, (_Thing,type))
+
+def _has_tensors(v): return isinstance(v, _Tensor) or isinstance(v, dict) and any(map(_has_tensors, v.values()))
+
+def _anew(v, at):
+    "An expression for a dictionary of tensors in `v`, which `at` is an expression for; None when none is found"
+    if isinstance(v, _Thing):
+        if '_modules' in vars(v): return f'{at}.state_dict()'
+        return next((said for k,w in vars(v).items() if isinstance(w, (_Thing,dict)) and (said := _anew(w, f'{at}.{k}'))), None)
+    if not isinstance(v, dict): return None
+    if not _odd(v): return at if _has_tensors(v) else None
+    good = [k for k,w in v.items() if _has_tensors(w) and not _odd(w)]
+    if not good: return next((said for k,w in v.items() if (said := _anew(w, f'{at}[{k!r}]'))), None)
+    if len(good) == 1 and isinstance(v[good[0]], dict): return f'{at}[{good[0]!r}]'
+    bad = [k for k in v if k not in good]
+    return f"{{k: v for k,v in {at}.items() if k {f'in {good}' if len(good) <= len(bad) else f'not in {bad}'}}}"
+
 def _why_refused(path, e):
-    wants = re.search(r'GLOBAL (\S+)', e)
+    "What is in the way, and a line that writes the weights anew"
+    wants,said = re.search(r'GLOBAL (\S+)', e), None
     if not wants: return f"{path} is damaged or no file of weights; give a .safetensors file, or one of torch.save"
-    return f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused; where you trust it, write its weights anew by torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'new.pth')"
+    with suppress(Exception): said = _anew(_outline(path), f'torch.load({str(path)!r}, weights_only=False)')  # a file may be anything
+    how = f"by torch.save({said}, 'new.pth')" if said and len(said) < 500 else "with the program that made it, as a dictionary of tensors"
+    why = f"{path} holds more than tensors and numbers ({wants[1]}), and reading that could run any code: refused"
+    return f"{why}; where you trust it, write its weights anew {how}"
 
 # %% ../nbs/27_export.ipynb #8c69dd4f
 _NUMBERS = lambda first: [(r'^0\.', 'conv1.'), (r'^1\.', 'bn1.'), *((rf'^{first+k}\.', f'layer{k+1}.') for k in range(4))]
@@ -237,7 +294,7 @@ class Loaded:
         if self.missing: said.append(f"{len(self.missing)} missing: {_few(self.missing)}")
         if self.counters: said.append(f"{self.counters} counters of batches not in the file, left as they were")
         if self.unused: said.append(f"{len(self.unused)} of the file unused: {_few(_groups(self.unused, self.prefix))}")
-        if self.also: said.append(f"{_few([repr(p) for p in self.also])} would fit too: choose by prefix=")
+        if self.also: said.append(f"{_few([repr(p) for p in self.also])} would fit too: choose by prefix= (`--prefix`)")
         if self.differs: said.append(f"made with other arguments: {_few([f'{k}={a!r}, the trunk {b!r}' for k,(a,b) in self.differs.items()])}")
         return '; '.join(said)
 

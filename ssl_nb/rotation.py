@@ -82,7 +82,11 @@ class Rotation(Callback):
         self.learn.loss_grad = F.cross_entropy(self.pred, self.target, label_smoothing=self.smoothing if self.training else 0.)
         self.learn.loss = self.loss_grad.clone()
 
-    def _predicting(self): return hasattr(self.learn, 'gather_preds')  # `get_preds` wants an answer for each image as it is
+    def _predicting(self):
+        "`get_preds` wants an answer for each image as it is"
+        if not hasattr(self.learn, 'gather_preds'): return False
+        if self.gather_preds.with_loss: raise InputError("turns have a loss, an image has none; `rotated_images` makes a set of turns")
+        return True
 
 # %% ../nbs/10_rotation.ipynb #cf673a51
 def rotnet_learner(

@@ -12,14 +12,19 @@ import timm
 import torch
 import torchvision
 from conftest import one_line_error
+from fastai.callback.schedule import *
+from fastai.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ssl_nb.backbones import backbone
+from ssl_nb.augment import Augment, Normalize
+from ssl_nb.backbones import FAMILIES, backbone
+from ssl_nb.data import Images, image_dls
 from ssl_nb.export import build_trunk, export_weights, load_any, load_code, plain_model, read_tensors, recipe_of
+from ssl_nb.heads import linear_head
 from ssl_nb.neighbours import pool
-from ssl_nb.nets import NIN, Trunk
+from ssl_nb.nets import NIN, Trunk, feature_shape
 from ssl_nb.weights import load_weights, save_weights
 
 NARROW = {'resnet18': dict(channels=[8, 8, 16, 16]), 'efficientnet_b0': {}, 'vit_small_patch16_224': dict(embed_dim=32, depth=4, num_heads=2), 'pit_ti_224': dict(base_dims=[8, 8, 8], depth=[1, 1, 1])}
@@ -27,6 +32,10 @@ CASES = [dict(name=n, size=s) for n in NARROW for s in (32, 224 if n[0] == 'v' e
     dict(name='resnet18', size=32, channels=(16, 32, 64, 128)), dict(name='resnet18', size=64, in_chans=1, **NARROW['resnet18']), dict(name='resnet18', size=63, in_chans=1, **NARROW['resnet18']),
     dict(name='resnet18d', size=32, **NARROW['resnet18']), dict(name='efficientnet_b0', size=32, in_chans=1), dict(name='vit_small_2021', size=32, embed_dim=64), dict(name='vit_small_2021', size=96, embed_dim=64, in_chans=1),
     dict(name='vit_small_patch16_224', size=32, global_pool='avg', **NARROW['vit_small_patch16_224']), dict(name='pit_ti_224', size=96, in_chans=1, **NARROW['pit_ti_224'])]
+SMALL = {'mobilenetv3_small_050': {}, 'convnext_atto': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), 'regnetx_002': {}, 'regnetv_040': {}, 'mobileone_s0': {}, 'resnetv2_50': dict(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
+         'densenet121': dict(block_config=(1, 1, 1, 1)), 'vit_tiny_patch16_224': dict(depth=4), 'pit_ti_224': NARROW['pit_ti_224'], 'efficientnet_lite0': {}}
+EDGES = 32, 63, 64, 96, 100  # a stem that is changed for small images, and patches that are, end somewhere here
+CASES += [dict(name=n, size=s, **kw) for n, kw in SMALL.items() for s in EDGES if (n[:3] != 'vit' or s != 100) and (n != 'regnetv_040' or s == 63)]
 ids = lambda c: '-'.join([c['name'], str(c['size']), *sorted(set(c) - {'name', 'size'})])
 
 
@@ -83,6 +92,10 @@ sys.exit('ssl_nb is there' if any(m.startswith(('ssl_nb', 'fastai')) for m in sy
     return {n: (t, torch.load(at/f'{n}.y'), at) for n, t in trunks.items()}
 
 
+def test_every_family_is_among_them(outside):
+    assert {type(t.model) for t, _, _ in outside.values()} >= set(FAMILIES)
+
+
 @pytest.mark.parametrize('case', CASES, ids=ids)
 def test_the_lines_give_the_same_features_with_timm_alone(outside, case):
     trunk, theirs, at = outside[ids(case)]
@@ -108,6 +121,17 @@ def test_a_plain_line_is_enough_for_large_images(outside, tmp_path):
         m = timm.create_model(case['name'], num_classes=0).eval()
         m.load_state_dict(load_file(at/f'{ids(case)}.safetensors'))
         assert torch.equal(features(m, images(trunk)), theirs)
+
+
+@pytest.mark.parametrize('net, call', [(dict(name='resnet18', global_pool='max', **NARROW['resnet18']), 'm(x)'), (dict(name='vit_small_patch16_224', global_pool='', **NARROW['vit_small_patch16_224']), 'm(x).mean(1)')])
+def test_a_pool_of_its_own(net, call, tmp_path):
+    "What the lines call features are those of the trunk, the mean of maps or of tokens; and the images are said to have the channels that they have"
+    trunk, names = scramble(backbone(size=32, in_chans=1, **net)), dict(x=images(backbone(size=32, in_chans=1, **net)))
+    lines = export_weights(trunk, tmp_path/'w.safetensors')
+    assert f'# {call}: features [N,C] of images x [N,1,32,32]' in lines
+    exec(lines, names)
+    assert near(eval(call, names), features(trunk, names['x']))
+    assert 'x [N,3,96,96]' in load_code(backbone('pit_ti_224', 96, **NARROW['pit_ti_224']))
 
 
 def test_pit_at_its_own_size(tmp_path):
@@ -312,6 +336,37 @@ def test_no_pickle_runs(tmp_path):
     assert not was_here.exists()
     torch.load(tmp_path/'a.pth', weights_only=False)
     assert was_here.exists()  # it would have
+
+
+class Odd: pass
+
+
+def fastais(net, path, **kwargs):
+    "What a fastai user's `learn.save` or `learn.export` wrote after a fit"
+    learn = Learner(image_dls(*(Images(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2) for _ in range(2)), 4, device='cpu'), nn.Sequential(net, *linear_head(feature_shape(net), 2)), path=path.parent, model_dir='.')
+    learn.add_cb(Augment(Normalize(), Normalize()))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 0.)
+    getattr(learn, *kwargs)(path.name if 'export' in kwargs else path.stem)
+    return learn.model[0]
+
+
+REFUSED = {
+    'learn.save': lambda net, path: fastais(net, path, save=1), 'learn.export': lambda net, path: fastais(net, path, export=1), 'a module': lambda net, path: torch.save(net, path),
+    'a module in a dictionary': lambda net, path: torch.save(dict(epoch=3, model=net, args=Odd()), path), 'Lightning': lambda net, path: torch.save({'state_dict': net.state_dict(), 'hyper_parameters': Odd()}, path),
+    'two nets': lambda net, path: torch.save({'student': {k: v*0 for k, v in net.state_dict().items()}, 'teacher': net.state_dict(), 'args': Odd(), 'more': [Odd()], 'date': 3}, path),
+    'deeper': lambda net, path: torch.save({'run': {'net': net.state_dict(), 'args': Odd()}}, path), 'beside the tensors': lambda net, path: torch.save({**net.state_dict(), 'args': Odd()}, path),
+    'before 1.6': lambda net, path: torch.save({'weights': net.state_dict(), 'args': Odd()}, path, _use_new_zipfile_serialization=False)}
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_the_line_that_a_refusal_names_does_it(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = scramble(NIN(16))
+    net = REFUSED[kind](net, tmp_path/'w.pth') or net
+    text = unchanged(fresh := NIN(16).eval(), lambda: load_any(fresh, tmp_path/'w.pth'), 'refused', 'write its weights anew by torch.save(')
+    exec(text[text.index('torch.save('):], dict(torch=torch))
+    load_any(fresh, tmp_path/'new.pth', prefix='teacher.' if kind == 'two nets' else None)
+    assert torch.equal(features(fresh, images(net)), features(net.eval(), images(net)))
 
 
 def test_files_of_no_use(tmp_path):

@@ -20,6 +20,7 @@ from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize as FastaiNormalize
 from fastai.data.transforms import RandomSplitter, get_image_files
+from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -27,6 +28,7 @@ from fastai.optimizer import Adam
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from fastcore.basics import noop
+from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
@@ -473,3 +475,111 @@ def test_lr_find_leaves_no_checkpoint(task, folder, tmp_path):
     fit(learn, 2)
     with quiet(learn): learn.lr_find(num_it=12, show_plot=False)
     assert torch.load(tmp_path/'c.pt', weights_only=True)['n_epoch'] == 2
+
+
+# What a fastai user does with a Learner that is trained: on our own loaders, and after `load_learner`
+
+FEW = [im.subset(slice(0, 40)) for im in (TRAIN, TEST)]
+
+
+def classifier(parts=FEW, **kwargs):
+    torch.manual_seed(0)
+    c = parts[0].c
+    net = nn.Sequential(NIN(16), *linear_head(feature_shape(NIN(16)), c))
+    return fit(Learner(image_dls(*parts, 20, device='cpu'), net, cbs=[Augment(NORM, NORM)], **kwargs))
+
+
+def reloaded(learn, path):
+    learn.path = path
+    learn.export('whole.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return load_learner(path/'whole.pkl')
+
+
+def attributes(images):
+    y = torch.stack([images.y % 2 == 0, images.y > 4], 1)
+    return Images(images.x, y, ['even', 'high'], images.name)
+
+
+def drawn():
+    "The titles of the pictures of the last figure, and the pictures"
+    axes = [ax for ax in plt.gcf().axes if ax.images]
+    out = [ax.get_title() for ax in axes], [ax.images[0].get_array() for ax in axes]
+    plt.close('all')
+    return out
+
+
+@pytest.mark.parametrize('again', [False, True], ids=['here', 'loaded'])
+def test_predict(again, tmp_path):
+    learn = classifier()
+    with learn.no_bar(): probs = learn.get_preds()[0]
+    if again: learn = reloaded(learn, tmp_path)
+    x = TEST.x[7]
+    for item in (x, Image.fromarray(x.permute(1, 2, 0).numpy()), x.permute(1, 2, 0).numpy()):
+        name, k, p = learn.predict(item)
+        torch.testing.assert_close(p, probs[7])
+        assert name == TRAIN.vocab[k] and k == probs[7].argmax()
+    assert torch.equal(torch.as_tensor(learn.predict(x, with_input=True)[0]), x)
+    for bad, said in ((x[:, :24], '(3, 24, 32)'), ('cat.jpg', 'image_folder'), (Image.new('RGB', (40, 40)), '(3, 40, 40)')): one_line_error(lambda: learn.predict(bad), said)
+    bits = classifier([attributes(im) for im in FEW])
+    if again: bits = reloaded(bits, tmp_path)
+    names, there, p = bits.predict(x)
+    assert list(names) == [n for n, t in zip(('even', 'high'), there) if t] and torch.equal(there, p > .5)
+
+
+def test_results_of_classes_and_of_attributes():
+    learn = classifier()
+    with learn.no_bar():
+        learn.show_results(max_n=4, shuffle=False)
+        titles, pictures = drawn()
+        assert titles == [f'{TRAIN.vocab[y]}\n{TRAIN.vocab[k]}' for y, k in zip(TEST.y[:4], learn.get_preds()[0].argmax(1))]
+        assert all((p == im.permute(1, 2, 0).numpy()).all() for p, im in zip(pictures, TEST.x))
+        bits = classifier([attributes(im) for im in FEW])
+        bits.show_results(max_n=4, shuffle=False)
+        name = lambda row: ', '.join(n for n, t in zip(('even', 'high'), row) if t)
+        assert drawn()[0] == [f'{name(y)}\n{name(p > .5)}' for y, p in zip(attributes(FEW[1]).y[:4], bits.get_preds()[0])]
+
+
+@pytest.mark.parametrize('again', [False, True], ids=['here', 'loaded'])
+def test_top_losses_and_confusion(again, tmp_path):
+    learn = classifier()
+    with learn.no_bar(): losses = F.cross_entropy(learn.get_preds()[0].log(), FEW[1].y, reduction='none')
+    if again: learn = reloaded(learn, tmp_path)
+    learn.remove_cb(learn.progress)
+    interp = ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(FEW[1]) if again else None)
+    torch.testing.assert_close(interp.losses, losses, check_stride=False)
+    interp.plot_top_losses(3)
+    titles, pictures = drawn()
+    worst = losses.topk(3)[1]
+    assert [t.split(' / ')[0].split('/')[1] for t in titles] == [TRAIN.vocab[y] for y in FEW[1].y[worst]] and (pictures[0] == FEW[1].x[worst[0]].permute(1, 2, 0).numpy()).all()
+    assert interp.confusion_matrix().sum() == 40 and interp.confusion_matrix().shape == (10, 10)
+    assert all(a in TRAIN.vocab and b in TRAIN.vocab for a, b, _ in interp.most_confused())
+    interp.plot_confusion_matrix()
+    assert [t.get_text() for t in plt.gcf().axes[0].get_xticklabels()] == TRAIN.vocab
+    plt.close('all')
+
+
+def test_top_losses_without_names_and_of_attributes(capsys):
+    for parts in ([Images(im.x, im.y) for im in FEW], [attributes(im) for im in FEW], [Images(im.x/255, im.y, im.vocab) for im in FEW], [Images(NORM(im.x), im.y, im.vocab) for im in FEW]):
+        learn = classifier(parts)
+        learn.remove_cb(learn.progress)
+        ClassificationInterpretation.from_learner(learn).plot_top_losses(2)
+        assert all(0 <= p.min() and p.max() <= (255 if p.dtype.kind == 'u' else 1) and p.max() > p.min() for p in drawn()[1])
+
+
+def test_an_exported_learner_has_no_images(tmp_path):
+    learn = reloaded(classifier(), tmp_path)
+    for call in (learn.show_results, learn.get_preds, learn.validate, learn.dls.show_batch): one_line_error(call, 'has no images of its own', 'test_dl')
+    with learn.no_bar(): learn.show_results(dl=learn.dls.test_dl(FEW[1]), max_n=2)
+    assert len(drawn()[0]) == 2 and learn.dls.test_dl(FEW[1]).bs == 40  # and not as many as the one black image
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('labels', [True, False])
+def test_a_net_without_labels_has_no_results_to_show(task, labels):
+    make = rotnet_learner if task == 'rotation' else simsiam_learner
+    learn = fit(make(image_dls(*(im if labels else im.unlabelled() for im in FEW), 20, device='cpu'), NIN(16)))
+    one_line_error(learn.show_results, 'plot_neighbours')
+    one_line_error(lambda: ClassificationInterpretation.from_learner(learn), 'an image has none')
+    assert len(learn.predict(FEW[1].x[0])[2]) == (4 if task == 'rotation' else 16)  # turns, or features

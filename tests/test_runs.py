@@ -18,10 +18,11 @@ from fastcore.script import anno_parser
 from safetensors.torch import load_file
 
 from ssl_nb import cli
-from ssl_nb.classifier import labelled_parts, load_classifier, transfer
-from ssl_nb.data import InputError, cifar10_sample
+from ssl_nb.classifier import hold_unseen, labelled_parts, last_line, load_classifier, transfer
+from ssl_nb.data import Images, InputError, cifar10_sample
 from ssl_nb.folders import find_duplicates, image_folder
-from ssl_nb.runs import measure, open_run, pretrain, split_images
+from ssl_nb.nets import NIN
+from ssl_nb.runs import Run, image_sums, measure, open_run, pretrain, read_json, run_fit, run_learner, run_settings, split_images, write_json, write_report
 from ssl_nb.scenes import gtsdb_sample
 from ssl_nb.weights import read_checkpoint
 
@@ -141,6 +142,121 @@ def test_several_labels_an_image(folders, tmp_path):
     assert set(run.result['metrics']['after']) == {'twins','linear_auc'}
     r = transfer(run, folders/'photos', labels=tmp_path/'labels.csv', sep='|', epochs=1, device='cpu')
     assert set(r['metrics']['this run']) == {'accuracy','auc_macro'}
+    each = r['attributes']  # each beside what one gets who always says the more common of yes and no
+    assert set(each) == set('ABC') and r['guess'] == dict(accuracy=pytest.approx(np.mean([m['always the commonest'] for m in each.values()])), auc_macro=.5)
+    assert np.mean([m['this run'] for m in each.values()]) == pytest.approx(r['metrics']['this run']['accuracy'])
+    assert 'of 3 attributes' in last_line(r) and 'accuracy by attribute' in (run.folder/'report.html').read_text()
+
+
+def test_measured_on_images_that_pretraining_did_not_see(tmp_path, capfd):
+    "... and the net from scratch, which is the whole net, on the same ones; what they are said to be can be counted in the files"
+    photos = cifar10_sample()[0].subset(slice(0,160))
+    run = pretrain(photos, tmp_path/'run', method='rotation', backbone='nin', width=8, epochs=1, bs=16, device='cpu')
+    learned = run.learned
+    assert learned == set(image_sums(photos)) - set(image_sums(split_images(photos)[0]['watch']))
+    train,held = labelled_parts(photos, None, 0, learned)
+    assert 0 < len(held) <= 160*.1 + 10 and not learned & set(image_sums(held)) and len(train) + len(held) == 160
+    r = transfer(run, photos, head='conv', epochs=1, device='cpu')
+    assert r['seen'] == 0 and r['sizes']['valid'] == len(held) and f'measured on {len(held)} others, none of which pretraining saw' in capfd.readouterr()[0]
+    whole = transfer(run, photos, head='conv', upto=4, epochs=1, device='cpu')['metrics']
+    assert r['settings']['upto'] == 2 and r['metrics']['from scratch, all trained'] == whole['from scratch, all trained'] and r['metrics']['this run'] != whole['this run']
+    page = (run.folder/'report.html').read_text()
+    assert 'none of which pretraining saw' in page and 'always the commonest' in page
+    seen = transfer(run, photos.subset(slice(0,80)), photos.subset(slice(80,160)), epochs=1, against=False, device='cpu', name='seen')['seen']
+    assert seen == len(learned & set(image_sums(photos.subset(slice(80,160))))) and f', {seen} of which pretraining saw, without labels' in capfd.readouterr()[0]
+    (run.folder/'images.json').unlink()  # as runs were before
+    assert Run(run.folder).learned is None and transfer(run, photos, epochs=1, against=False, device='cpu', name='old')['seen'] is None
+
+
+def test_a_class_of_which_pretraining_saw_all_is_held_out_all_the_same():
+    photos = cifar10_sample()[0].subset(slice(0,80))
+    sums = image_sums(photos)
+    for free in (set(), {s for s,y in zip(sums, photos.y) if y == 3}, {sums[-1]}, set(sums)):
+        train,held = hold_unseen(photos, set(sums) - free, seed=1)
+        plain = labelled_parts(photos, None, 1)[1]
+        for k in range(10):
+            (a,b),new = (set(image_sums(p.subset(p.y == k))) for p in (held,plain)), {s for s,y in zip(sums, photos.y) if y == k} & free
+            assert a <= new and len(a) == min(len(new), len(b)) if new else a == b
+        assert len(train) + len(held) == 80
+
+
+@pytest.mark.parametrize('bits', [False, True])
+def test_who_never_looks(bits, tmp_path, capfd):
+    "27 images of one class and 9 of another: to say the one is right three times of four"
+    x,y = cifar10_sample()[0].x[:36], torch.arange(36) % 4 == 0
+    labelled = Images(x, y[:,None] if bits else y.long(), ['rare'] if bits else ['common','rare'])
+    run = pretrain(labelled, tmp_path/'run', epochs=1, **HOW)
+    r = transfer(run, labelled, labelled.subset(slice(20,36)), epochs=1, against=False, device='cpu')
+    out = capfd.readouterr()[0].strip().splitlines()
+    assert r['guess']['accuracy'] == .75 and 'always to say what is commonest would get 75.0 %' in out[-1] and last_line(r) == out[-1]
+    assert re.search(r'always the commonest +75.0', '\n'.join(out)) and '75.0' in (run.folder/'report.html').read_text()
+    q = split_images(labelled)[0]['query'].y
+    assert run.result['guess'] == (dict(linear_auc=.5) if bits else dict.fromkeys(('knn','linear'), pytest.approx((q == 0).float().mean().item())))
+
+
+class Constant(NIN):
+    "Says the same of all images"
+    def forward(self, x): return super().forward(x)*0 + 1
+
+
+def test_a_collapse_is_on_the_page(tmp_path, monkeypatch, capfd):
+    "... and on a line of its own, though the run has few steps"
+    monkeypatch.setattr('ssl_nb.runs.build_trunk', lambda recipe, *_: (net := Constant(8), setattr(net, 'loaded', 'random'))[0])
+    photos = cifar10_sample()[0].subset(slice(0,60)).unlabelled()
+    with pytest.warns(UserWarning, match='^collapse'): run = pretrain(photos, tmp_path/'run', epochs=1, size=32, bs=16, device='cpu', backbone='nin', width=8)
+    said = run.result['collapse']
+    assert said.startswith('collapse: ') and f'\n{said}\n' in capfd.readouterr()[0] and '<p class="warning">collapse: ' in (run.folder/'report.html').read_text()
+
+
+def test_a_run_that_did_not_collapse_says_nothing(done):
+    assert done.result['collapse'] == '' and '<p class="warning">' not in (done.folder/'report.html').read_text()
+
+
+def test_pages_of_results_from_before(done, folders, tmp_path):
+    "They lack what was not measured then, and the page leaves it out"
+    shutil.copytree(done.folder, tmp_path/'run')
+    run = Run(tmp_path/'run')
+    transfer(run, folders/'labelled', epochs=1, against=False, device='cpu', name='x')
+    for path in run.folder.glob('**/result.json'): write_json(path, **{k: v for k,v in read_json(path).items() if k not in ('guess','collapse','loaded','seen')})
+    write_report(run)
+    assert 'Transfer: x' in (run.folder/'report.html').read_text()
+    assert 'always the commonest' not in (run.folder/'report.html').read_text() and 'kNN accuracy' in (run.folder/'report.html').read_text()
+
+
+def test_the_net_of_a_run_comes_in_evaluation_mode(done):
+    assert not any(m.training for m in done.trunk.modules())
+
+
+@pytest.mark.parametrize('net', [dict(backbone='vit_tiny_patch16_224', depth=1, embed_dim=16, num_heads=1), dict(backbone='nin', width=8)], ids=['vit', 'nin'])
+@pytest.mark.parametrize('method', ['simsiam','rotation'])
+def test_the_rate_that_is_asked_for_is_used(net, method):
+    "... by the optimiser, and written down; so is the default, which is small for a net without BatchNorm2d"
+    photos = cifar10_sample()[0].subset(slice(0,60)).unlabelled()
+    usual = {'simsiam': .1*16/256, 'rotation': .1}[method]/(50 if 'depth' in net else 1)
+    for lr in (.02, None):
+        c = run_settings(photos, method=method, lr=lr, epochs=1, bs=16, device='cpu', **net)
+        learn = run_learner(c, photos, photos.thin(20), torch.device('cpu'))
+        with learn.no_bar(), learn.no_logging(): run_fit(learn, c)()
+        assert c['lr'] == pytest.approx(lr or usual) and max(learn.recorder.lrs) == pytest.approx(c['lr'], rel=.05)
+
+
+def test_weights_from_a_file_are_reported(folders, tmp_path, command, capfd):
+    "What was filled, from which names, and what not; an option chooses among several"
+    nets = {k: NIN(8) for k in ('online','target')}
+    torch.save({f'{k}.net.{n}': v for k,net in nets.items() for n,v in net.state_dict().items()} | {'head.weight': torch.ones(2,2)}, tmp_path/'w.pth')
+    args = [folders/'photos', '--backbone', 'nin', '--net', 'width=8', '--epochs', 1, '--size', 32, '--bs', 16, '--device', 'cpu', '--weights', tmp_path/'w.pth']
+    for prefix in ('', 'target.net.'):
+        code,out,err = command('ssl_pretrain', *args, '--out', tmp_path/f'run{prefix}', *(['--prefix', prefix] if prefix else []))
+        assert code == 0, err
+        line = next(l for l in out.splitlines() if l.startswith('begins with'))
+        assert "72 of 72 of the trunk's tensors" in line and repr(prefix or 'online.net.') in line and 'head.*' in line
+        assert ("'target.net.' would fit too: choose by prefix= (`--prefix`)" in line) == (not prefix)
+        run = open_run(tmp_path/f'run{prefix}')
+        assert run.config.get('prefix') == (prefix or None) and run.result['loaded'] in line and "72 of 72" in (run.folder/'report.html').read_text()
+    code,out,err = command('ssl_pretrain', *args, '--out', tmp_path/'x', '--prefix', 'teacher.')
+    assert code == 2 and "no name begins with 'teacher.'" in err
+    code,out,err = command('ssl_pretrain', *args[:-2], '--out', tmp_path/'x', '--prefix', 'teacher.')
+    assert code == 2 and '--weights' in err and not (tmp_path/'x').exists()
 
 
 def test_grey_images(tmp_path, capfd):
