@@ -6,18 +6,21 @@
 __all__ = ['METHODS', 'MEASURES', 'NEVER_LOOKS', 'run_settings', 'run_augment', 'run_learner', 'fits_device', 'run_fit',
            'StepTimer', 'faster_precision', 'seconds_needed', 'probes_of', 'best_block', 'measure', 'write_json',
            'read_json', 'Run', 'open_run', 'StopDiverged', 'Lines', 'split_images', 'image_sums', 'some', 'as_images',
-           'pretrain', 'check_out', 'say_plan', 'where_images_are', 'always_commonest', 'guesses', 'gain_table',
-           'transfer_table', 'seen_words', 'write_report']
+           'check_scale', 'pretrain', 'check_out', 'say_plan', 'where_images_are', 'always_commonest', 'guesses',
+           'gain_table', 'transfer_table', 'seen_words', 'write_report']
 
 # %% ../nbs/28_runs.ipynb #9b92c278
 import base64
 import hashlib
 import html
 import json
+import os
 import time
+from collections import Counter
 import warnings
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,8 @@ from .evaluate import attribute_probe, find_twins, linear_probe, predict
 from .export import build_trunk
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
-from .folders import find_duplicates, image_folder, measure_stats, without_copies
+from .decode import passed_words
+from .folders import digest_of, find_duplicates, image_folder, measure_stats, scale_words, without_copies
 from .learner import torch_opt
 from .neighbours import knn_accuracy, pool
 from .nets import feature_shape, is_conv
@@ -46,7 +50,7 @@ from .schedule import *  # `fit_cosine`
 from .siamese import CollapseMonitor, collapse_words, simsiam_learner
 from .study import duration, fit_safely, git_commit
 from .transfer import set_bn_statistics
-from .weights import Checkpoint, atomic, checksum, read_config, save_weights, sweep
+from .weights import Checkpoint, atomic, checksum, read_checkpoint, read_config, save_weights, sweep
 
 # %% ../nbs/28_runs.ipynb #70b31316
 METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.1), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))
@@ -215,7 +219,7 @@ def _at(content, name):
 # %% ../nbs/28_runs.ipynb #a849b344
 class Run:
     "The folder of a run: what is in it, and how to read it"
-    def __init__(self, folder): self.folder = Path(folder)
+    def __init__(self, folder): self.folder = Path(folder).expanduser()
     def __repr__(self):
         c = self.config
         return f"run in {self.folder}: {c['method']} with {c['net']['name']}, {'done' if self.result else 'not finished'}" if c else f"no run in {self.folder}"
@@ -320,6 +324,21 @@ def as_images(
     "`Images` as they are, a folder read"
     return what if isinstance(what, Images) else image_folder(what, **{'labels': None, **kwargs})
 
+def check_scale(
+    images, # `Images`
+    scale:dict|None, # of the images that these go with
+    how:str): # where to find it, in words
+    "Images of more than 8 bits that became grey values by another range do not go together"
+    for kind,(low,high) in getattr(images, 'scale', {}).items():
+        there = (scale or {}).get(kind, [low,high])
+        if list(there) == [low,high]: continue
+        said = f"values of {low:g} to {high:g} became 0 to 255, and in the images that these go with {there[0]:g} to {there[1]:g}"
+        raise InputError(f"{images.name}: {said}; read them by image_folder(..., scale={how})")
+
+def _what_they_are(images):
+    "What a run remembers of its images, so that it is not gone on with on others: their digest, and the range of deep values"
+    return dict(digest=digest_of(images.unlabelled()), **({'scale': images.scale} if getattr(images, 'scale', None) else {}))
+
 def pretrain(
     images, # `Images`, or a folder of images: labels are not needed
     out='run', # the folder of the run
@@ -329,20 +348,29 @@ def pretrain(
     sep:str|None=None, # what stands between several labels of an image, in a CSV file
     minutes:float|None=None, # stop after so long; the same call goes on from there
     device='auto', # a torch device, or `auto`
+    max_bad:float=.1, # of a folder: stop when a larger share of the images cannot be read, 0 to 1
+    cache=True, # of a folder: where decoded images are kept for next time: True (the user's cache directory), a path, or None (nowhere)
     **settings): # for `run_settings`
     "Learn from images without labels, measure what that gained, and write a page about it. What was cut off goes on; what is done is not done again. Returns the `Run`."
     if minutes is not None and not 0 < minutes < float('inf'): raise InputError(f"minutes={minutes}: give a number above 0")
     check_out(out, images, labelled)
+    if settings.get('weights'): settings['weights'] = os.path.expanduser(settings['weights'])
     join_processes(device)
+    read = dict(max_bad=max_bad, cache=cache)
     if labelled is None and labels not in (None, 'folders') and not isinstance(images, Images): labelled = images  # a CSV file may name a few of them: all are learned from
     with first_goes_ahead():  # what it decodes, the others find
-        images = as_images(images, size=size, **({} if labelled is not None else dict(labels=labels, sep=sep)))
-        if labelled is not None: labelled = as_images(labelled, size=images.x.shape[-1], channels=images.x.shape[1], labels=labels or 'folders', sep=sep)
+        images = as_images(images, size=size, **read, **({} if labelled is not None else dict(labels=labels, sep=sep)))
+        read.update(scale=getattr(images, 'scale', None), channels=images.x.shape[1], labels=labels or 'folders', sep=sep)
+        if labelled is not None: labelled = as_images(labelled, size=images.x.shape[-1], **read)
     if labelled is not None and labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
     c,run,device = run_settings(images, device=device, **settings), Run(out), find_device(str(device))
+    if labelled is not None: check_scale(labelled, getattr(images, 'scale', None), 'images.scale')
+    c.update(_what_they_are(images))
+    asked = images if labelled is None else labelled
     data = dict(name=images.name, images=len(images), labelled=labelled and len(labelled))
-    if c['precision'] == 'auto': c['precision'] = _begun_precision(run)
-    _check_same(run, c, data)
+    data['labels'] = None if asked.y is None else digest_of(asked)
+    if c['precision'] == 'auto': c['precision'] = _begun_precision(run, data)
+    c = _check_same(run, c, data)
     if run.result and run.weights.exists():
         if is_first() and not (run.folder/'report.html').exists(): sweep(run.folder); _close(run)  # it was killed before it wrote the page
         print(f"done already: {run.folder/'report.html'}"); return run
@@ -364,34 +392,66 @@ def pretrain(
     _finish(run, c, images, parts, copies, learn, trunk, device)
     return run
 
-def _begun_precision(run):
+def _begun_precision(run, data):
     "A run resumes with the precision that it began with, whatever would be chosen today"
-    begun = run.config or (read_config(run.weights) if run.weights.exists() else {})
-    return begun.get('precision', 'auto')
+    return ((_remembered(run, data) or {}).get('config') or {}).get('precision', 'auto')
 
 def check_out(
     out, # the folder of a run
     *folders): # of images, or images
     "A run among the images would be found there with its pictures, and no longer be the same run"
     for f in folders:
-        if isinstance(f, (str,Path)) and Path(out).resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
+        if isinstance(f, (str,Path)) and Path(out).expanduser().resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
 
 def _try_net(c, channels):
     "Make the net, and send two black images through it, before anything is written; gives what is to be said of its weights"
-    trunk = build_trunk(c['net'], c['weights'], c.get('prefix'))
-    try: trunk.train()(torch.zeros(2, channels, c['size'], c['size']))
-    except Exception as e: raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); choose other arguments of the net") from e
+    try:
+        trunk = build_trunk(c['net'], c['weights'], c.get('prefix'))
+        trunk.train()(torch.zeros(2, channels, c['size'], c['size']))
+    except Exception as e:
+        if 'size' in c['net'] and not _takes(c, channels, c['size']) and (sizes := _sizes_it_takes(c, channels)):
+            works = ' or '.join(f'size={s}' for s in sizes)
+            raise InputError(f"{c['net']['name']} cannot learn from images of {c['size']} pixels; take {works}") from e
+        if isinstance(e, InputError): raise
+        raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); choose other arguments of the net") from e
     return trunk.loaded
 
+def _takes(c, channels, size):
+    "Can the net be made for images of this size, and learn from them?"
+    with suppress(Exception): build_trunk({**c['net'], 'size': size}).train()(torch.zeros(2, channels, size, size)); return True
+    return False
+
+def _sizes_it_takes(c, channels):
+    "Up to two sizes near the one that was asked for: patches are mostly of 8, 14, 16 or 32 pixels"
+    size = c['size']
+    near = {size//p*p + more*p for p in (8,14,16,32) for more in (0,1)} | {32,64,96,128,224,256}
+    works = (s for s in sorted(near - {0,size}, key=lambda s: (abs(s-size), s)) if 8 <= s <= 1024 and _takes(c, channels, s))
+    return sorted(islice(works, 2))
+
+_CHANGED = dict(digest='its images were changed since', labels='the labels to measure by were changed since')
+
+def _alike(k, a, b):
+    "Mean and deviation may differ in a digit that says nothing: who adds up in another order gets another one"
+    return a == b or k in ('mean','std') and a and b and len(a) == len(b) and np.allclose(a, b, rtol=0, atol=1e-6)
+
+def _remembered(run, data):
+    "Configuration and data of the run in the folder, by whichever of its files knows them; None without one"
+    if old := run._config(): return old
+    if run.weights.exists(): return dict(config=read_config(run.weights), data=data)
+    if (stopped := run.folder/'checkpoint.ckpt').exists(): return dict(config=json.loads(read_checkpoint(stopped)['config']), data=data)
+
 def _check_same(run, c, data):
-    old = run._config()
-    if old is None and run.weights.exists():  # they know it too
-        old = dict(config=read_config(run.weights), data=data)
-        if old['config'] == json.loads(json.dumps(c)): run.save('config.json', config=c, data=data)
-    if old is None or old == json.loads(json.dumps(dict(config=c, data=data))): return
-    new = json.loads(json.dumps({**c, **data}))
-    other = [f'{k}: {v} and not {new.get(k)}' for k,v in {**old['config'], **old['data']}.items() if v != new.get(k)]
-    raise InputError(f"{run.folder} holds another run ({'; '.join(other)}); choose another folder, or delete it")
+    "The configuration to go on with: the run's own, to the last digit. Raises `InputError` when the folder holds another run, or other images'."
+    there,new = _remembered(run, data), json.loads(json.dumps({**c, **data}))
+    if there is None: return c
+    was = json.loads(json.dumps({**there['config'], **there['data']}))
+    asked = {**was, **new}.keys() - {k for k in _CHANGED if k not in was}  # old runs say nothing of these
+    other = [k for k in {**was, **new} if k in asked and not _alike(k, was.get(k), new.get(k))]
+    said = '; '.join(_CHANGED.get(k) or f'{k}: {was.get(k)} and not {new.get(k)}' for k in other)
+    if other: raise InputError(f"{run.folder} holds another run ({said}); choose another folder, or delete it")
+    c = {**{k: v for k,v in c.items() if k in there['config']}, 'mean': tuple(was['mean']), 'std': tuple(was['std'])}
+    if run.weights.exists() and not run.config: run.save('config.json', config=c, data=data)
+    return c
 
 # %% ../nbs/28_runs.ipynb #79f6c55e
 def say_plan(run, c, images, parts, copies, device, why=None):
@@ -401,9 +461,17 @@ def say_plan(run, c, images, parts, copies, device, why=None):
     print(f"on {device}, {c['precision']}{f' ({why})' if why else ''}, images {where_images_are(images, device)}; {len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
     if 'bank' in parts: print(f"measured by {len(parts['bank'])} labelled images on {len(parts['query'])} others")
     else: print("no labels, so neither kNN nor a linear probe will say what is gained: `labelled` (--labelled FOLDER) is for that")
+    if getattr(images, 'scale', None): print(scale_words(images.scale))
+    if getattr(images, 'kept', None): print(f"decoded images are kept in {_from_here(images.kept)}; `cache` (--cache FOLDER) chooses another folder")
     done = run.folder/'checkpoint.ckpt'
     if done.exists(): print(f"goes on from {done}")
     else: print(f"about {duration(seconds_needed(c, images, n, device))} on this machine; Ctrl-C stops, and the same command goes on", flush=True)
+
+def _from_here(path):
+    "A path as one would type it: from this folder, or from home, where it is below one of them"
+    for base,sign in ((Path.cwd(), ''), (Path.home(), '~/')):
+        if path.is_relative_to(base): return sign + str(path.relative_to(base))
+    return path
 
 def where_images_are(images, device):
     "Where batches are taken from, in words"
@@ -429,7 +497,7 @@ def _finish(run, c, images, parts, copies, learn, trunk, device):
     _save_figure(run, 'curves', plot_history({c['method']: h}, keys))
     _save_neighbours(run, parts['watch'], start, trunk)
     said = dict(guess=guesses(*labels) if labels else {}, loaded=str(start.loaded), collapse=_collapse(learn, h[-1], len(parts['watch'])))
-    run.save('result.json', **said, metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), machine=dict(machine(device), step=learn.fast_step.how), commit=git_commit())
+    run.save('result.json', **said, metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), passed=dict(getattr(images, 'passed', {})), machine=dict(machine(device), step=learn.fast_step.how), commit=git_commit())
     _close(run)
     print(f"\nWhat was gained, on images that were held out (%):\n\n{gain_table(run).to_string()}\n")
     if said['collapse']: print(f"{said['collapse']}\n")
@@ -535,7 +603,7 @@ def write_report(
         _section('How it learned', _warning(r.get('collapse')), _picture(f/'curves.png', 'loss and measures by epoch')),
         _section('What it learned from', _picture(f/'views.png', 'views of some images')),
         _section('Nearest neighbours', _words('Held-out images in the first column, and the images whose features are most similar: before, and after.'), _picture(f/'neighbours-before.png', 'before'), _picture(f/'neighbours-after.png', 'after')),
-        _section('Images', _words(f"{len(r['skipped'])} files were left out. {r['copies']} images that are copies of held-out ones were left out."), _skipped(r['skipped'])),
+        _section('Images', _words(f"{len(r['skipped'])} files were left out." + _passed(r) + f" {r['copies']} images that are copies of held-out ones were left out."), _skipped(r['skipped'])),
         _section('Settings', _began(c, r), _table(pd.DataFrame({'': {k: str(v) for k,v in c.items()}})))]
     with atomic(f/'report.html') as part: part.write_text(_PAGE.format(title=html.escape(f'{f.name}: {c["method"]}'), body=''.join(parts)), encoding='utf-8', errors='replace')
 
@@ -551,6 +619,8 @@ def _attributes(accuracies):
     if not accuracies: return ''
     table = pd.DataFrame({k: {n: f'{100*v:.1f}' for n,v in m.items()} for k,m in accuracies.items()}).T
     return f'<details><summary>accuracy by attribute</summary>{_table(table)}</details>'
+
+def _passed(r): return f" No images, and passed over: {passed_words(Counter(r['passed']))}." if r.get('passed') else ''
 
 def _skipped(files):
     rows = ''.join(f'<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k,v in files.items())

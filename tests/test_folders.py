@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from conftest import one_line_error as one_line
 from ssl_nb import decode
@@ -93,8 +93,45 @@ def test_formats(tmp_path, end):
 
 
 def test_every_suffix_that_is_looked_for(tmp_path):
-    fill(tmp_path, [f'x{e}' for e in decode.SUFFIXES])
-    assert len(image_folder(tmp_path, cache=None)) == len(decode.SUFFIXES)
+    "... and that Pillow can write too: all are read, by what is in them"
+    writable = [e for e in decode.SUFFIXES if Image.registered_extensions()[e] in Image.SAVE]
+    for e in writable: photo(size=(64, 64)).convert('1' if e in ('.xbm', '.pbm') else 'L' if e == '.pfm' else 'RGB').convert('F' if e == '.pfm' else None).save(tmp_path/f'x{e}')
+    images = image_folder(tmp_path, cache=None)
+    assert len(images) == len(writable) > 25 and not images.skipped and {'.jfif', '.jpe', '.jp2', '.tga'} <= set(writable)
+
+
+@pytest.mark.parametrize('end', ['pdf', 'eps', 'ps', 'mpg', 'wmf', 'h5', 'fli'])
+def test_what_starts_programs_or_is_no_photograph_is_not_opened(tmp_path, end): assert f'.{end}' not in decode.SUFFIXES
+
+
+def test_a_class_of_jfif(tmp_path):
+    "Pictures saved by a browser are a class like any other"
+    fill(tmp_path, ['cat/1.jpg', 'cat/2.jpg'])
+    (tmp_path/'dog').mkdir()
+    for k in range(3): photo(k).save(tmp_path/f'dog/{k}.JFIF', format='JPEG')
+    images, said = loud(image_folder, tmp_path)
+    assert images.vocab == ['cat', 'dog'] and images.y.tolist() == [0, 0, 1, 1, 1] and not said
+
+
+def test_telephones(tmp_path, monkeypatch):
+    "HEIC, whatever it is called: named with the package that reads it, and read where that is installed"
+    fill(tmp_path, [f'{k}.png' for k in range(9)])
+    for n in ('a.HEIC', 'b.jpg'): (tmp_path/n).write_bytes(b'\0\0\0\x18ftypheic' + bytes(100))
+    (tmp_path/'c.NEF').write_bytes(b'MM\0*' + bytes(100))
+    monkeypatch.setattr(decode, 'SUFFIXES', tuple(e for e in decode.SUFFIXES if e != '.heic'))
+    images, said = loud(image_folder, tmp_path, max_bad=.5)
+    assert images.skipped['a.HEIC'] == images.skipped['b.jpg'] == 'in .heic, which `pip install pillow-heif` makes readable'
+    assert "camera's raw format" in images.skipped['c.NEF'] and 'pip install pillow-heif' in said[0]
+    class Reader(ImageFile.ImageFile):
+        format = 'HEIF'
+        def _open(self): self._size, self._mode, self.tile = (40, 32), 'RGB', []
+        def load(self): self.im = photo().im; return super().load()
+    for register, args in ((Image.register_open, ('HEIF', Reader, lambda head: head[4:12] == b'ftypheic')), (Image.register_extension, ('HEIF', '.heic'))): register(*args)
+    try:
+        monkeypatch.setattr(decode, 'SUFFIXES', decode._suffixes())
+        images, _ = loud(image_folder, tmp_path, 32, max_bad=.5, cache=None)
+        assert list(images.skipped) == ['c.NEF'] and (images.x[images.files.index('a.HEIC')].numpy() == rgb(photo())).all()
+    finally: Image.OPEN.pop('HEIF'); Image.ID.remove('HEIF'); Image.EXTENSION.pop('.heic')
 
 
 def test_content_counts_and_not_the_suffix(tmp_path):
@@ -306,8 +343,8 @@ def test_reasons(tmp_path):
     images, said = loud(image_folder, tmp_path, max_bad=.2)
     assert len(images) == 60
     huge, strange = 'too large (over 178 million pixels)', 'no image of a known kind'
-    assert images.skipped == {'text.jpg': strange, 'empty.jpg': 'empty', 'phone.HEIC': strange, 'vector.png': strange, 'bomb.ppm': huge, 'bomb.png': huge}
-    assert said == [skipped_words(images)] and '6 files skipped (3 no image of a known kind, 2 too large' in said[0] and 'the first is bomb.png' in said[0]
+    assert images.skipped == {'text.jpg': strange, 'empty.jpg': 'empty', 'phone.HEIC': 'in .heic, which `pip install pillow-heif` makes readable', 'vector.png': strange, 'bomb.ppm': huge, 'bomb.png': huge}
+    assert said == [skipped_words(images)] and '6 files skipped (2 too large' in said[0] and '2 no image of a known kind' in said[0] and 'the first is bomb.png' in said[0]
     assert repr(images).endswith(', 6 skipped')
 
 
@@ -413,7 +450,23 @@ def test_what_is_passed_over(tmp_path):
     fill(tmp_path, ['x.png', '.hidden.png', '.git/y.png', '__MACOSX/z.png', '._x.png'])
     for n in ('Thumbs.db', 'notes.txt', 'labels.csv', 'x.json', 'README', 'x.png.bak', 'movie.mp4', '.DS_Store'): (tmp_path/n).write_text('text')
     images, said = loud(image_folder, tmp_path)
-    assert images.files == ['x.png'] and not images.skipped and not said
+    assert images.files == ['x.png'] and not images.skipped
+    assert images.passed == {'hidden': 3, '__MACOSX folder': 1, '.txt': 1, '.csv': 1, '.json': 1, 'without a suffix': 1, '.bak': 1, '.mp4': 1}
+    assert len(said) == 1 and said[0] == skipped_words(images) and 'skipped as no images: 3 hidden, 1 ' in said[0] and said[0].endswith(', 3 others')
+    assert images.subset(slice(0, 1)).passed == images.passed
+    labels = tmp_path/'labels.csv'
+    labels.write_text('file,label\nx.png,a\n')
+    assert '.csv' not in loud(image_folder, tmp_path, labels='labels.csv', vocab=['a', 'b'])[0].passed  # it was read
+
+
+@pytest.mark.parametrize('litter', ['@eaDir', '__MACOSX', '.thumbnails', '#recycle', '$RECYCLE.BIN', 'System Volume Information'])
+def test_litter(tmp_path, litter):
+    "Thumbnails and what was thrown away, as a class of their own or below one: left out, and said"
+    fill(tmp_path, ['cat/1.jpg', 'dog/1.jpg', f'{litter}/1.jpg', f'dog/{litter}/1.jpg/SYNOPHOTO_THUMB_M.jpg'])
+    images, said = loud(image_folder, tmp_path)
+    assert images.vocab == ['cat', 'dog'] and images.files == ['cat/1.jpg', 'dog/1.jpg']
+    assert len(said) == 1 and f'2 {litter} folders' in said[0]
+    assert len(image_folder(tmp_path/litter)) == 1  # who asks for it gets it
 
 
 def test_a_hidden_root_is_not_hidden(tmp_path):
@@ -506,9 +559,36 @@ def test_unclear_folders(tmp_path):
     for part in ('mixed', 'one', 'parts'): assert image_folder(tmp_path/part, labels=None).y is None
     assert image_folder(tmp_path/'class').vocab == ['boat', 'train']
     assert image_folder(tmp_path/'one', vocab=['a', 'b']).y.tolist() == [0]
+    assert image_folder(tmp_path/'parts', vocab=['Train', 'test']).y.tolist() == [0, 1]  # who says so
     one_line(lambda: image_folder(tmp_path/'one', vocab=['b', 'c']), "a/1.png has the label 'a', which is not in vocab (b, c)")
     one_line(lambda: image_folder(tmp_path/'one', vocab=['a', 'b', 'a']), "vocab has 'a' more than once")
     one_line(lambda: image_folder(tmp_path/'one', vocab=[]), 'no image has a label')
+
+
+@pytest.mark.parametrize('names', [['seg_train', 'seg_test'], ['seg_train', 'seg_test', 'seg_pred'], ['train2017', 'val2017'], ['Training Images', 'Test Images'], ['TRAIN'], ['train', 'valid', 'test', 'annotations']])
+def test_parts_are_asked_about(tmp_path, names):
+    fill(tmp_path, [f'{n}/cat/1.png' for n in names])
+    line = one_line(lambda: image_folder(tmp_path), 'as parts of a data set are, not classes', 'give one of them, such as', 'labels=None')
+    assert str(tmp_path/next(n for n in names if 'train' in n.lower())) in line
+
+
+@pytest.mark.parametrize('names', [['train', 'boat', 'bus'], ['trainer', 'tester'], ['test tube', 'train', 'boat', 'bus', 'pipette'], ['valley', 'testudo']])
+def test_classes_that_are_no_parts(tmp_path, names):
+    fill(tmp_path, [f'{n}/1.png' for n in names])
+    assert image_folder(tmp_path).vocab == sorted(names)
+
+
+@posix
+def test_two_forms_of_one_name(tmp_path):
+    "A Mac writes é as two letters, a spreadsheet as one: the same class, the same file"
+    nfd, nfc = 'cafe\u0301', 'caf\u00e9'
+    fill(tmp_path/'mac', [f'{nfd}/1.png', f'{nfc}/2.png', f'bar/{nfd}.png'])
+    images = image_folder(tmp_path/'mac')
+    assert images.vocab == ['bar', nfc] and images.y.tolist() == [images.vocab.index(nfc if f[0] == 'c' else 'bar') for f in images.files]
+    assert image_folder(tmp_path/'mac', vocab=['bar', nfd]).vocab == ['bar', nfc]
+    one_line(lambda: image_folder(tmp_path/'mac', vocab=['bar', nfd, nfc]), 'more than once')
+    table = csv(tmp_path, f'file,label\nmac/{nfd}/1.png,{nfc}\nmac/{nfc}/2.png,{nfd}\nmac/bar/{nfc}.png,bar\n')
+    assert same(image_folder(tmp_path/'mac', labels=table), images)
 
 
 # Labels from a CSV file
@@ -543,6 +623,28 @@ def test_csv_elsewhere(four, tmp_path, monkeypatch):
     assert image_folder(four, labels='labels.csv').y.tolist() == [0, 1, 1, 0]
     monkeypatch.chdir(tmp_path)
     assert image_folder('four', labels='mine.csv').y.tolist() == [0, 1, 1, 0]
+
+
+def test_a_csv_belongs_to_its_folder(tmp_path, monkeypatch):
+    "Both folders have a labels.csv of the same names: none is taken for the other, wherever one is"
+    for part, rows in (('train', '1.png,cat\n2.png,dog\n'), ('val', '1.png,dog\n2.png,cat\n')):
+        fill(tmp_path/part, ['1.png', '2.png']); csv(tmp_path/part, 'file,label\n' + rows)
+    for here in ('train', 'val', '.'):
+        monkeypatch.chdir(tmp_path/here)
+        assert image_folder(tmp_path/'val', labels='labels.csv').y.tolist() == [1, 0] and image_folder(tmp_path/'train', labels='labels.csv').y.tolist() == [0, 1]
+    assert image_folder(tmp_path/'val', labels=tmp_path/'train/labels.csv').y.tolist() == [0, 1]  # a whole path does what it says
+
+
+def test_one_csv_over_two_folders(tmp_path):
+    for part in ('train', 'val'): fill(tmp_path/part, ['1.png', f'{part}2.png'])
+    table = csv(tmp_path, 'file,label\ntrain/1.png,cat\ntrain/train2.png,dog\nval/1.png,dog\nval2.png,cat\n')
+    train, val = tmp_path/'train', tmp_path/'val'
+    assert image_folder(train, labels=table, others=[val]).y.tolist() == [0, 1] and image_folder(val, labels=table, others=[train]).y.tolist() == [1, 0]
+    one_line(lambda: image_folder(train, labels=table), "line 4: there is no image 'val/1.png'")
+    csv(tmp_path, 'file,label\n1.png,cat\ntrain2.png,dog\nval2.png,cat\n')  # whose is 1.png?
+    one_line(lambda: image_folder(val, labels=table, others=[train]), f"line 2: '1.png' is in {val} and in {train}; give names that go from where the CSV file is")
+    csv(tmp_path, 'file,label\ntrain/1.png,cat\ntrain2.png,dog\n')
+    one_line(lambda: image_folder(val, labels=table, others=[train]), f'names no image of {val}; give a CSV file of its own')
 
 
 def test_csv_leaves_out(four):
@@ -782,17 +884,101 @@ def test_neither_disk_nor_memory(twelve, no_memory, monkeypatch):
 
 
 def test_interrupted(twelve, home, monkeypatch):
-    "Ctrl-C in the middle: at once, and nothing half is left"
+    "Ctrl-C in the middle: at once; the next time goes on there, and ends the same"
     true = loud(image_folder, twelve, cache=None)[0]
-    rows = decode._in_order
-    def interrupt(*args):
-        for k, x in enumerate(rows(*args)):
-            if k == 7: raise KeyboardInterrupt
-            yield x
+    opened = count_decoded(monkeypatch, stop=7)
+    with pytest.raises(KeyboardInterrupt): image_folder(twelve, workers=1)
+    assert sorted(p.suffix for p in home.iterdir()) == ['.log', '.part'] and 6 <= len(opened) < 12
+    log = next(home.glob('.*.log')).read_bytes()
+    opened.clear()
+    assert same(loud(image_folder, twelve)[0], true) and len(opened) == 12 - log.count(b'\n')
+    assert kept(home) == ['.bin', '.json']
+
+
+def count_decoded(monkeypatch, stop=None):
+    "A list of what is decoded from now on; after so many, once, Ctrl-C"
+    opened, try_square, note, left = [], decode._try_square, decode._note, [stop]
+    monkeypatch.setattr(decode, '_try_square', lambda path, **kwargs: opened.append(path) or try_square(path, **kwargs))
+    def noted(*args):
+        note(*args)
+        if left[0]:
+            left[0] -= 1
+            if not left[0]: raise KeyboardInterrupt
+    monkeypatch.setattr(decode, '_note', noted)
+    return opened
+
+
+@pytest.mark.parametrize('harm', ['cut rows', 'cut log', 'other byte', 'zeros', 'no log', 'no rows', 'longer', 'nonsense', 'lies'])
+def test_what_was_left_is_believed_as_far_as_it_stands(twelve, home, monkeypatch, harm):
+    true = loud(image_folder, twelve, cache=None)[0]
     with monkeypatch.context() as m:
-        m.setattr(decode, '_in_order', interrupt)
-        with pytest.raises(KeyboardInterrupt): image_folder(twelve)
-    assert list(home.iterdir()) == [] and same(loud(image_folder, twelve)[0], true)
+        count_decoded(m, stop=8)
+        with pytest.raises(KeyboardInterrupt): image_folder(twelve, workers=1)
+    rows, log = next(home.glob('.*.part')), next(home.glob('.*.log'))
+    r, l = rows.read_bytes(), log.read_bytes()
+    if harm == 'cut rows': rows.write_bytes(r[:-5000])
+    if harm == 'cut log': log.write_bytes(l[:-4])
+    if harm == 'other byte': rows.write_bytes(r[:30000] + bytes([r[30000] ^ 1]) + r[30001:])
+    if harm == 'zeros': rows.write_bytes(bytes(len(r))); log.write_bytes(bytes(len(l)))
+    if harm == 'no log': log.unlink()
+    if harm == 'no rows': rows.write_bytes(b'')
+    if harm == 'longer': rows.write_bytes(r + b'more'); log.write_bytes(l + b'[1')
+    if harm == 'nonsense': log.write_bytes(b'{}\n' + l)
+    if harm == 'lies': log.write_bytes(b'null\n[]\n[1, 2, 3]\n\xff\n')
+    assert same(loud(image_folder, twelve)[0], true) and kept(home) == ['.bin', '.json']
+
+
+def test_grey_goes_on_grey(tmp_path, home, monkeypatch):
+    "Whether all are grey is known of those that were decoded before, too"
+    for k in range(9): photo(k, mode='L' if k else 'RGB').save(tmp_path/f'{k}.png')
+    count_decoded(monkeypatch, stop=4)
+    with pytest.raises(KeyboardInterrupt): image_folder(tmp_path, 32, workers=1)
+    assert image_folder(tmp_path, 32).x.shape == (9, 3, 32, 32)
+
+
+# More than 8 bits
+
+def deep(path, a): Image.fromarray(np.asarray(a, np.uint16)).save(path)
+
+
+def ramp(top): return np.linspace(0, top, 32*32).round().reshape(32, 32)
+
+
+@pytest.mark.parametrize('end', ['png', 'tif'])
+def test_twelve_bits_in_sixteen(tmp_path, end, home):
+    "As many grey levels as there are to be had, one factor for all images, and one line that says so"
+    for k, top in enumerate((4095, 900, 200)): deep(tmp_path/f'{k}.{end}', ramp(top))
+    for _ in range(2):
+        images, said = loud(image_folder, tmp_path, 32)
+        assert images.x.shape[1] == 1 and len(images.x[0].unique()) == 256 and images.scale == {'whole': [0, 4095]}
+        for x, top in zip(images.x, (4095, 900, 200)): assert np.abs(x[0].numpy() - ramp(top)*255/4095).max() <= .5
+        assert len(said) == 1 and 'whole numbers of 0 to 4095 became 0 to 255, the same in all images' in said[0] and '\n' not in said[0]
+    assert images.subset(slice(0, 2)).scale == images.scale
+    later, said = loud(image_folder, tmp_path, 32, scale={'whole': [0, 65535]})  # they go with others
+    assert not said and later.x.max() == 16 and same(loud(image_folder, tmp_path, 32)[0], images)
+    (tmp_path/'more').mkdir(); deep(tmp_path/f'more/0.{end}', ramp(9000))
+    later, said = loud(image_folder, tmp_path/'more', 32, scale=images.scale)
+    assert later.x.max() == 255 and len(said) == 1 and '16383 is beyond 4095' in said[0] and 'cut off' in said[0]
+
+
+@pytest.mark.parametrize('top, high', [(65535, 65535), (40000, 65535), (1000, 1023), (255, 255), (1, 255), (0, 255)])
+def test_as_many_bits_as_the_folder_holds(tmp_path, top, high):
+    deep(tmp_path/'0.png', ramp(top)); deep(tmp_path/'1.png', ramp(top//2)); photo().save(tmp_path/'2.jpg')
+    images, said = loud(image_folder, tmp_path, 32, cache=None)
+    assert images.scale == {'whole': [0, high]} and len(said) == (high < 65535)
+    assert np.abs(images.x[1].numpy() - ramp(top//2)*255/high).max() <= .5
+
+
+def test_floats_by_what_the_folder_holds(tmp_path):
+    "A dark image stays darker than a bright one"
+    for k, top in enumerate((3000, 1500)): Image.fromarray(ramp(top).astype(np.float32)).save(tmp_path/f'{k}.tif')
+    images, said = loud(image_folder, tmp_path, 32)
+    assert images.scale == {'float': [0, 3000]} and 'floats of 0 to 3000' in said[0] and images.x[0].max() == 255 and images.x[1].max() == 128
+
+
+def test_wrong_scale(tmp_path):
+    fill(tmp_path, ['x.png'])
+    for wrong in (3, [0, 1], {'whole': [1]}): one_line(lambda: image_folder(tmp_path, scale=wrong), 'scale=', 'images.scale')
 
 
 def test_leftovers(twelve, home):
@@ -989,6 +1175,17 @@ def test_stats(n, channels):
     assert abs(z.mean()) < 1e-3 and abs(z.std()-1) < .01
     some = measure_stats(Images(x), n=max(1, n//3))
     assert np.allclose(some[0], mean, atol=.1)
+
+
+def test_stats_do_not_depend_on_threads():
+    "To the last digit"
+    x = Images(torch.randint(0, 256, (300, 1, 33, 33), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    threads, seen = torch.get_num_threads(), set()
+    try:
+        for n in (1, 2, 3, 5): torch.set_num_threads(n); seen.add(measure_stats(x))
+    finally: torch.set_num_threads(threads)
+    v = x.x.numpy().astype(object)
+    assert seen == {((float(v.sum()/(255*v.size)),), (np.sqrt(float(v.size*(v*v).sum() - v.sum()**2))/(255*v.size),))}
 
 
 def test_stats_of_images_that_are_all_alike():
