@@ -9,6 +9,7 @@ __all__ = ['InputError', 'Images', 'cifar10_sample', 'show_grid', 'cifar10', 'la
 import errno
 import json
 import os
+from copy import copy
 from importlib import resources
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def new_empty(self:Images):
 def unlabelled(self:Images):
     "The same images, their targets forgotten"
     return Images(self.x, None, self.vocab, self.name)
+
+@patch
+def named(self:Images,
+    vocab=None): # by default the names that they have, or else the numbers of the classes
+    "The same images, with these names of classes. Raises `InputError` when they have others."
+    own = list(map(str, range(self.c) if self.vocab is None else self.vocab))
+    names = own if vocab is None else list(map(str, vocab))
+    if self.vocab is not None and own != names: raise InputError(f"{self.name} has the classes {', '.join(own[:10])}, and not {', '.join(names[:10])}; give both sets the same `vocab`, in the same order")
+    out = copy(self)
+    out.vocab,out.y = names, _checked(self.y, names, self.name)
+    return out
 
 # %% ../nbs/00_data.ipynb #756314e0
 def _read_sheet(path):
