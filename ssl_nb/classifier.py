@@ -22,7 +22,8 @@ from .folders import duplicate_words, without_copies
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
-from .runs import Run, StopDiverged, as_images, best_block, check_out, check_pictures, open_run, read_json, transfer_table, write_json, write_report
+from .runs import (Run, StopDiverged, as_images, best_block, check_out, check_pictures, open_run, read_json, transfer_table, write_json,
+                         write_report)
 from .study import find_device, fit_safely, git_commit, machine
 from .transfer import set_bn_statistics, transfer_learner
 from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
@@ -91,7 +92,8 @@ def transfer(
         if [p.name for p in folder.glob('*')] == ['config.json']: (folder/'config.json').unlink(); folder.rmdir()  # nothing was learned: so that the right command may follow
         raise
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=train.vocab, attributes=train.y.dtype == torch.bool)
-    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)), vocab=train.vocab, machine=machine(device), commit=git_commit())
+    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, sizes=dict(train=len(train), valid=len(held)),
+                  vocab=train.vocab, machine=machine(device), commit=git_commit())
     write_json(folder/'result.json', **result)
     write_report(run)
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")
@@ -121,9 +123,12 @@ def check_fits(
     c:dict): # configuration of a run
     "Raise `InputError` for images that the run's net does not take, or that have no labels"
     check_pictures(images)
-    shape = (trunk_channels(c), c['size'], c['size'])
-    if tuple(images.x.shape[1:]) != shape: raise InputError(f"{images.name}: images of {tuple(images.x.shape[1:])}, but the run has learned from images of {shape}; read them by image_folder(folder, size={c['size']}, channels={shape[0]})")
-    if images.y is None: raise InputError(f"{images.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
+    shape,own = (trunk_channels(c), c['size'], c['size']), tuple(images.x.shape[1:])
+    if own != shape:
+        raise InputError(f"{images.name}: images of {own}, but the run has learned from images of {shape}; "
+                         f"read them by image_folder(folder, size={c['size']}, channels={shape[0]})")
+    if images.y is None:
+        raise InputError(f"{images.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
 
 def labelled_parts(labelled, valid, seed):
     "Labelled images to learn from and to measure on, both with names of classes; copies of the latter are not in the former"

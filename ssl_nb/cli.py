@@ -51,7 +51,8 @@ def plain_errors(f):
             try: return f(*args, **kwargs)
             except InputError as e: message,code = str(e), 2
             except OSError as e: message,code = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2
-            except KeyboardInterrupt as e: message,code = "stopped; the same command goes on where it was", 128 + int(*e.args or [signal.SIGINT])
+            except KeyboardInterrupt as e:
+                message,code = "stopped; the same command goes on where it was", 128 + int(*e.args or [signal.SIGINT])
             with suppress(OSError): print(f'{f.__name__}: {message}', file=sys.stderr)  # a closed terminal takes no words
             raise SystemExit(code)
     return g
@@ -62,7 +63,8 @@ def _like_ctrl_c():
     def stop(number, _):
         for s in old: signal.signal(s, signal.SIG_IGN)  # they often come twice
         raise KeyboardInterrupt(number)
-    signals = [getattr(signal, n) for n in ('SIGTERM','SIGHUP') if hasattr(signal, n) and threading.current_thread() is threading.main_thread()]
+    main = threading.current_thread() is threading.main_thread()
+    signals = [getattr(signal, n) for n in ('SIGTERM','SIGHUP') if main and hasattr(signal, n)]
     old = {s: signal.signal(s, stop) for s in signals if signal.getsignal(s) == signal.SIG_DFL}
     try: yield
     finally:

@@ -52,14 +52,17 @@ def _checked(y, vocab, name):
     if y is None: return None
     y,names = torch.as_tensor(y), 0 if vocab is None else len(vocab)
     if y.dtype != torch.bool and not y.is_floating_point(): y = y.long()  # or else the loss would take classes for numbers
-    if y.dtype == torch.long and y.ndim != 1: raise InputError(f"{name}: targets [N,...] of whole numbers; give bool for attributes, floats for numbers to predict, or [N] for classes")
-    if y.dtype == torch.bool and (y.ndim != 2 or names not in (0, y.shape[1])): raise InputError(f"{name}: bool targets {list(y.shape)}, and {names} names; give [N,A] with a name for each of the A attributes")
+    if y.dtype == torch.long and y.ndim != 1:
+        raise InputError(f"{name}: targets {list(y.shape)} of whole numbers; give bool for attributes, floats for numbers to predict, or [N] for classes")
+    if y.dtype == torch.bool and (y.ndim != 2 or names not in (0, y.shape[1])):
+        raise InputError(f"{name}: bool targets {list(y.shape)}, and {names} names; give [N,A] with a name for each of the A attributes")
     if y.dtype == torch.long and y.numel() and not y.is_meta: _check_range(int(y.min()), int(y.max()), names, name)
     return y
 
 def _check_range(low, high, names, name):
     if low < 0: raise InputError(f"{name}: a target of {low}; number the classes from 0, and leave out images without one")
-    if names and high >= names: raise InputError(f"{name}: a target of {high}, but vocab names {names} classes, 0 to {names-1}; give each class a name")
+    if names and high >= names:
+        raise InputError(f"{name}: a target of {high}, but vocab names {names} classes, 0 to {names-1}; give each class a name")
 
 # %% ../nbs/00_data.ipynb #735c3046
 @patch(as_prop=True)
@@ -110,7 +113,9 @@ def named(self:Images,
     "The same images, with these names of classes. Raises `InputError` when they have others."
     own = list(map(str, range(self.c) if self.vocab is None else self.vocab))
     names = own if vocab is None else list(map(str, vocab))
-    if self.vocab is not None and own != names: raise InputError(f"{self.name} has the classes {', '.join(own[:10])}, and not {', '.join(names[:10])}; give both sets the same `vocab`, in the same order")
+    if self.vocab is not None and own != names:
+        raise InputError(f"{self.name} has the classes {', '.join(own[:10])}, and not {', '.join(names[:10])}; "
+                         "give both sets the same `vocab`, in the same order")
     out = copy(self)
     out.vocab,out.y = names, _checked(self.y, names, self.name)
     return out
@@ -256,7 +261,7 @@ def holdout(
     images:Images, # the training images
     share:float=.1, # the part to hold out, between 0 and 1
     seed:int=0): # which ones
-    "Split the training images into a training and a validation part, stratified by class where there are labels. Raises `InputError` when no class has two images."
+    "A training and a validation part of the training images, stratified by class where there are labels. Raises `InputError` for too few images."
     if not 0 < share < 1: raise InputError(f"a share of {share} cannot be held out: give one between 0 and 1")
     held = torch.zeros(len(images), dtype=torch.bool)
     classes = [i for _,i in _by_class(held if images.y is None else images.y, seed)]

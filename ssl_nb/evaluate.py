@@ -163,15 +163,21 @@ def attribute_probe(
 def check_labels(
     bank:Images, # labelled images to learn from
     query:Images): # labelled images to tell
-    "Raise `InputError` for labels of which nothing can be learned or told: numbers, one class, attributes that all images share or none has"
+    "Raise `InputError` for labels of which nothing can be learned or told: numbers, one class, attributes that all images share or lack"
     for images in (bank,query):
-        if not len(images): raise InputError(f"{images.name}: no image is left; give more labelled images, of which none is a copy of another")
-        if images.y is None or images.y.dtype not in (torch.long, torch.bool): raise InputError(f"{images.name}: its targets are neither classes (whole numbers) nor attributes (bool); give such, or images without labels (`unlabelled()`)")
-    if bank.y.dtype != query.y.dtype: raise InputError(f"{bank.name} and {query.name}: one has classes, the other attributes; give both the same kind of labels")
+        if not len(images): raise InputError(f"{images.name}: no image is left; give more labelled images, and no copies of them")
+        if images.y is None or images.y.dtype not in (torch.long, torch.bool):
+            raise InputError(f"{images.name}: its targets are neither classes (whole numbers) nor attributes (bool); "
+                             "give such, or images without labels (`unlabelled()`)")
+    if bank.y.dtype != query.y.dtype:
+        raise InputError(f"{bank.name} and {query.name}: one has classes, the other attributes; give both the same kind of labels")
     if bank.y.dtype == torch.bool: return _check_attributes(bank, query)
-    if len(bank.y.unique()) < 2: raise InputError(f"{bank.name} has images of one class only, and nothing to tell it from; give images of two or more")
-    if not set(query.y.tolist()) & set(bank.y.tolist()): raise InputError(f"no class of {query.name} is in {bank.name}; give more images of each class")
+    if len(bank.y.unique()) < 2:
+        raise InputError(f"{bank.name} has images of one class only, and nothing to tell it from; give images of two or more")
+    if not set(query.y.tolist()) & set(bank.y.tolist()):
+        raise InputError(f"no class of {query.name} is in {bank.name}; give more images of each class")
 
 def _check_attributes(bank, query):
     differs = [images.y.any(0) & ~images.y.all(0) for images in (bank,query)]
-    if not (differs[0] & differs[1]).any(): raise InputError(f"{bank.name}: every attribute is always there, or never, or so in {query.name}; give images with and without")
+    if not (differs[0] & differs[1]).any():
+        raise InputError(f"{bank.name}: every attribute is always there, or never, or so in {query.name}; give images with and without")

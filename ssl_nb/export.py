@@ -150,7 +150,9 @@ def export_weights(
     if Path(path).suffix != ENDINGS[to]: raise InputError(f"{path}: a file for {to!r} ends in {ENDINGS[to]}")
     config = {'size': recipe_of(trunk).get('size'), **_plain_config(config), 'recipe': recipe_of(trunk)}
     if to == 'torch': _torch_save(cpu_state(plain_model(trunk), half), path)
-    else: save_weights(plain_model(trunk) if to == 'timm' else trunk, path, half, aliases=True, **{**config, 'load': load_code(trunk, Path(path).name, to, **config)})
+    else:
+        load = load_code(trunk, Path(path).name, to, **config)
+        save_weights(plain_model(trunk) if to == 'timm' else trunk, path, half, aliases=True, **{**config, 'load': load})
     return load_code(trunk, path, to, **config)
 
 def _torch_save(state, path):

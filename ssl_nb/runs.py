@@ -81,9 +81,11 @@ def check_pictures(
     images:Images): # as they are given
     "Raise `InputError` for images that no net here takes"
     x = images.x
-    if x.ndim != 4 or x.shape[2] != x.shape[3]: raise InputError(f"{images.name}: images of {tuple(x.shape[1:])}; give square ones, [N,C,S,S], as image_folder(folder, size=64) reads them")
+    if x.ndim != 4 or x.shape[2] != x.shape[3]:
+        raise InputError(f"{images.name}: images of {tuple(x.shape[1:])}; give square ones, [N,C,S,S], as image_folder(folder, size=64) reads them")
     if x.dtype == torch.uint8: return
-    if not x.is_floating_point() or len(x) and not (x.min() >= 0 and x.max() <= 1): raise InputError(f"{images.name}: images of {str(x.dtype)[6:]}, and not all in 0..1; give uint8, or floats from 0 to 1")
+    if not x.is_floating_point() or len(x) and not (x.min() >= 0 and x.max() <= 1):
+        raise InputError(f"{images.name}: images of {str(x.dtype)[6:]}, and not all in 0..1; give uint8, or floats from 0 to 1")
 
 # %% ../nbs/28_runs.ipynb #f9b2d144
 def run_augment(
@@ -263,7 +265,8 @@ class Lines(Callback):
     order = Checkpoint.order + 1  # it knows where the fit begins
     def before_fit(self):
         c = self.learn.checkpoint
-        if self.learn.create_mbar and c.start + c.batch: self.say(f'goes on in epoch {c.start+1}/{self.n_epoch}' + f', after {c.batch} batches'*(c.batch > 0))
+        if self.learn.create_mbar and c.start + c.batch:
+            self.say(f'goes on in epoch {c.start+1}/{self.n_epoch}' + f', after {c.batch} batches'*(c.batch > 0))
 
     def after_epoch(self):
         if not self.learn.create_mbar or self.epoch < self.learn.checkpoint.start: return
@@ -357,7 +360,8 @@ def _try_net(c, channels):
     try: trunk.train()(torch.zeros(2, channels, c['size'], c['size']))
     except Exception as e: raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); choose other arguments of the net") from e
 
-_FILES = 'result.json', 'checkpoint.ckpt', 'report.html', 'views.png', 'curves.png', 'neighbours-before.png', 'neighbours-after.png'  # of a run, beside its configuration and its weights
+_FILES = ('result.json', 'checkpoint.ckpt', 'report.html', 'views.png', 'curves.png', 'neighbours-before.png',
+          'neighbours-after.png')  # of a run, beside its configuration and its weights
 
 def _check_same(run, c, data):
     old = run._config()

@@ -196,7 +196,8 @@ def fit_run(
     gpu = place.device.type == 'cuda'
     if gpu: learn.fast(place.precision, say=None)
     c,origin = run['config'], start_digest(run, place)
-    config = {**{k: run[k] for k in ('run','seed','data','config')}, **(dict(start_digest=origin) if origin else {}), **(dict(precision=place.precision) if gpu else {})}
+    more = {**(dict(start_digest=origin) if origin else {}), **(dict(precision=place.precision) if gpu else {})}
+    config = {**{k: run[k] for k in ('run','seed','data','config')}, **more}
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
     fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(place.checkpoint(run['run']), config, place.minutes_left(), every=10*gpu), run.get('desc', run['name']))
     if gpu: place.step = learn.fast_step.how

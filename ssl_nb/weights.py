@@ -296,9 +296,10 @@ def finish_batch(
     learn): # a `Learner` with a `Checkpoint`
     "Within, Ctrl-C, SIGTERM and SIGHUP let the batch end, save, and raise `KeyboardInterrupt` then; a second Ctrl-C does so at once"
     def stop(number, _):
-        if learn.checkpoint.stop and number == signal.SIGINT: raise KeyboardInterrupt(number)  # the others often come twice: from the shell, and from the kernel
+        if learn.checkpoint.stop and number == signal.SIGINT: raise KeyboardInterrupt(number)  # the others often come twice
         learn.checkpoint.stop = learn.checkpoint.stop or number
-        with suppress(OSError, RuntimeError): print('\nstopping after this batch; Ctrl-C again stops at once and keeps what was saved last', file=sys.stderr)  # a closed terminal takes no words
+        with suppress(OSError, RuntimeError):  # a closed terminal takes no words
+            print('\nstopping after this batch; Ctrl-C again stops at once and keeps what was saved last', file=sys.stderr)
     with listen_to(stop): yield
 
 @contextmanager
