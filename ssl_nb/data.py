@@ -53,7 +53,7 @@ def _checked(y, vocab, name):
     y,names = torch.as_tensor(y), 0 if vocab is None else len(vocab)
     if y.dtype != torch.bool and not y.is_floating_point(): y = y.long()  # or else the loss would take classes for numbers
     if y.dtype == torch.long and y.ndim != 1:
-        raise InputError(f"{name}: targets {list(y.shape)} of whole numbers; give bool for attributes, floats for numbers to predict, or [N] for classes")
+        raise InputError(f"{name}: targets {list(y.shape)} of whole numbers; give [N] for classes, bool for attributes, floats for numbers")
     if y.dtype == torch.bool and (y.ndim != 2 or names not in (0, y.shape[1])):
         raise InputError(f"{name}: bool targets {list(y.shape)}, and {names} names; give [N,A] with a name for each of the A attributes")
     if y.dtype == torch.long and y.numel() and not y.is_meta: _check_range(int(y.min()), int(y.max()), names, name)
@@ -261,7 +261,7 @@ def holdout(
     images:Images, # the training images
     share:float=.1, # the part to hold out, between 0 and 1
     seed:int=0): # which ones
-    "A training and a validation part of the training images, stratified by class where there are labels. Raises `InputError` for too few images."
+    "A training and a validation part of the images, stratified by class where there are labels. Raises `InputError` for too few images."
     if not 0 < share < 1: raise InputError(f"a share of {share} cannot be held out: give one between 0 and 1")
     held = torch.zeros(len(images), dtype=torch.bool)
     classes = [i for _,i in _by_class(held if images.y is None else images.y, seed)]

@@ -82,7 +82,7 @@ def check_pictures(
     "Raise `InputError` for images that no net here takes"
     x = images.x
     if x.ndim != 4 or x.shape[2] != x.shape[3]:
-        raise InputError(f"{images.name}: images of {tuple(x.shape[1:])}; give square ones, [N,C,S,S], as image_folder(folder, size=64) reads them")
+        raise InputError(f"{images.name}: images of {tuple(x.shape[1:])}; give square ones, as image_folder(folder, size=64) reads them")
     if x.dtype == torch.uint8: return
     if not x.is_floating_point() or len(x) and not (x.min() >= 0 and x.max() <= 1):
         raise InputError(f"{images.name}: images of {str(x.dtype)[6:]}, and not all in 0..1; give uint8, or floats from 0 to 1")

@@ -43,7 +43,7 @@ def set_bn_statistics(
     images:Images, # training images, a few thousand are enough
     norm:nn.Module, # what the images go through first
     bs:int=250): # images a batch, at most
-    "Set the running statistics of every BatchNorm by one pass over `images`, in batches of equal size. Raises `InputError` for a single image."
+    "Set the running statistics of every BatchNorm by one pass over `images`, in equal batches. Raises `InputError` for a single image."
     n,training,device = len(images), trunk.training, next(trunk.parameters()).device
     if n < 2: raise InputError(f"{images.name}: {n} images have no statistics to set BatchNorm by; give 2 or more")
     norm = norm.to(device)
