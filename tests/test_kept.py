@@ -176,9 +176,6 @@ def test_no_names_and_other_whole_numbers(tmp_path):
     assert r['vocab'] == ['0', '1', '2'] and 'accuracy' in r['metrics']['this run']
 
 
-def test_twenty_images_are_enough(tmp_path): assert open_run(pretrain(images(20).unlabelled(), tmp_path/'run', **TINY).folder).result['sizes']['watch'] == 2
-
-
 def test_what_cannot_be_measured_keeps_no_run_from_its_end(tmp_path, monkeypatch):
     def probe(*_): raise InputError('it cannot be asked')
     monkeypatch.setattr(runs, 'linear_probe', probe)
