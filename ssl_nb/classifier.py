@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'fit_head', 'transfer_settings', 'transfer', 'read_both', 'transfer_folder', 'trunk_channels',
-           'hold_unseen', 'labelled_parts', 'score', 'never_looks', 'last_line', 'compare', 'from_scratch', 'whole_net',
-           'load_classifier', 'export_run']
+           'check_fits', 'hold_unseen', 'labelled_parts', 'score', 'never_looks', 'last_line', 'compare',
+           'from_scratch', 'whole_net', 'load_classifier', 'export_run']
 
 # %% ../nbs/29_classifier.ipynb #162e37d1
 import os
@@ -18,13 +18,13 @@ from torch import nn
 
 from .augment import Flip, Normalize, PadCrop
 from .data import Images, InputError, holdout
-from .evaluate import accuracy_of, attribute_measures, predict
+from .evaluate import accuracy_of, attribute_measures, check_labels, predict
 from .export import build_trunk, export_weights
 from .folders import duplicate_words, find_csv, without_copies
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
-from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, best_block, check_out, check_scale, image_sums, open_run
+from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, best_block, check_out, check_pictures, check_scale, image_sums, open_run
 from .runs import read_json, seen_words, transfer_table, write_json, write_report
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
@@ -86,6 +86,7 @@ def transfer(
     run.transfers  # a damaged one is told of before there is another
     if not 0 <= settings.get('seed', 0) < 2**32: raise InputError(f"a seed of {settings['seed']}: give a whole number from 0 to {2**32-1}")
     labelled,valid,scale = read_both(c, labelled, valid, labels, valid_labels or labels, sep, max_bad=max_bad, cache=cache)
+    for images in (labelled, *([] if valid is None else [valid])): check_fits(images, c)
     learned = run.learned
     train,held = labelled_parts(labelled, valid, settings.get('seed', 0), learned)
     seen = None if learned is None else sum(s in learned for s in image_sums(held))
@@ -99,9 +100,9 @@ def transfer(
     except InputError:
         if [p.name for p in folder.glob('*')] == ['config.json']: (folder/'config.json').unlink(); folder.rmdir()  # nothing was learned: so that the right command may follow
         raise
-    save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=list(map(str, labelled.vocab)), attributes=train.y.dtype == torch.bool)
+    save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=train.vocab, attributes=train.y.dtype == torch.bool)
     measured = dict(seen=seen, **never_looks(model, train, held, run.norm))
-    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, **measured, sizes=dict(train=len(train), valid=len(held)), vocab=list(map(str, labelled.vocab)), machine=dict(machine(device), step=step), commit=git_commit())
+    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, **measured, sizes=dict(train=len(train), valid=len(held)), vocab=train.vocab, machine=dict(machine(device), step=step), commit=git_commit())
     write_json(folder/'result.json', **result)
     write_report(run)
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")
@@ -147,6 +148,18 @@ def trunk_channels(
     "Channels of the images that its net takes: 1 or 3"
     return c['net'].get('in_chans', c['net'].get('channels', 3) if c['net']['name'] == 'nin' else 3)
 
+def check_fits(
+    images:Images, # labelled
+    c:dict): # configuration of a run
+    "Raise `InputError` for images that the run's net does not take, or that have no labels"
+    check_pictures(images)
+    shape,own = (trunk_channels(c), c['size'], c['size']), tuple(images.x.shape[1:])
+    if own != shape:
+        raise InputError(f"{images.name}: images of {own}, but the run has learned from images of {shape}; "
+                         f"read them by image_folder(folder, size={c['size']}, channels={shape[0]})")
+    if images.y is None:
+        raise InputError(f"{images.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
+
 def hold_unseen(
     labelled:Images, # labelled images
     learned:set, # digests of the images that pretraining learned from
@@ -167,12 +180,12 @@ def hold_unseen(
     return labelled.subset(~out, f'{labelled.name}, fit'), labelled.subset(out, f'{labelled.name}, validation')
 
 def labelled_parts(labelled, valid, seed, learned=None):
-    "Labelled images to learn from and to measure on; copies of the latter are not in the former"
-    if labelled.y is None: raise InputError(f"{labelled.name} has no labels: put the images of each class into a folder of its own, or give a CSV file")
-    train,held = (labelled, valid) if valid is not None else hold_unseen(labelled, learned or set(), seed)
-    if not len(held): raise InputError(f"{labelled.name}: too few images to hold some out; give 4 or more of each class, or images to measure on")
+    "Labelled images to learn from and to measure on, both with names of classes; copies of the latter are not in the former"
+    labelled = labelled.named()
+    train,held = (labelled, valid.named(labelled.vocab)) if valid is not None else hold_unseen(labelled, learned or set(), seed)
     kept,pairs = without_copies(train, held)
     if not len(kept): raise InputError(f"every image of {train.name} is also in {held.name}; give other images to measure on")
+    check_labels(kept, held)
     if pairs: print(f"left out of training: {duplicate_words(pairs, held, train)}")
     return kept, held
 

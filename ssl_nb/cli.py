@@ -12,8 +12,11 @@ __all__ = ['STUDIES', 'NEXT', 'at_home', 'as_options', 'plain_errors', 'report_d
 import ast
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -52,20 +55,35 @@ def as_options(
     return re.sub(r'`([a-z_]+)`', option, re.sub(r"(?<![\w/.'\"-])([a-z_]+)=", option, text)).replace(' ;', ';')
 
 def plain_errors(f):
-    "Print bad input as one line and leave with exit code 2; on Ctrl-C say how to go on"
+    "Print bad input as one line and leave with exit code 2; on Ctrl-C, SIGTERM and SIGHUP say how to go on"
     @wraps(f)
     def g(*args, **kwargs):
         kwargs = at_home(f, {**dict(zip(signature(f).parameters, args)), **kwargs})
         warnings.formatwarning = lambda message, *_, **__: f'{message}\n'  # the line of our code that found it helps nobody
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')  # a name that the terminal cannot show ends no run
-        try: return f(**kwargs)
-        except InputError as e: message,code = as_options(str(e), f), 2
-        except OSError as e: message,code = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2
-        except KeyboardInterrupt: message,code = "stopped; the same command goes on where it was", 130
-        print(f'{f.__name__}: {message}', file=sys.stderr)
-        raise SystemExit(code)
+        with _like_ctrl_c():
+            try: return f(**kwargs)
+            except InputError as e: message,code = as_options(str(e), f), 2
+            except OSError as e: message,code = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2
+            except KeyboardInterrupt as e:
+                message,code = "stopped; the same command goes on where it was", 128 + int(*e.args or [signal.SIGINT])
+            with suppress(OSError): print(f'{f.__name__}: {message}', file=sys.stderr)  # a closed terminal takes no words
+            raise SystemExit(code)
     return g
+
+@contextmanager
+def _like_ctrl_c():
+    "Within, SIGTERM (a scheduler, a shutdown) and SIGHUP (a closed terminal) do what Ctrl-C does"
+    def stop(number, _):
+        for s in old: signal.signal(s, signal.SIG_IGN)  # they often come twice
+        raise KeyboardInterrupt(number)
+    main = threading.current_thread() is threading.main_thread()
+    signals = [getattr(signal, n) for n in ('SIGTERM','SIGHUP') if main and hasattr(signal, n)]
+    old = {s: signal.signal(s, stop) for s in signals if signal.getsignal(s) == signal.SIG_DFL}
+    try: yield
+    finally:
+        for s,before in old.items(): signal.signal(s, before)
 
 # %% ../nbs/31_cli.ipynb #a0689aeb
 def report_demo(

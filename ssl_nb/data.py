@@ -9,6 +9,7 @@ __all__ = ['Images', 'cifar10_sample', 'show_grid', 'cifar10', 'label_fraction',
 import errno
 import json
 import os
+from copy import copy
 from importlib import resources
 from pathlib import Path
 
@@ -40,11 +41,28 @@ class Images:
         vocab:list|None=None, # names of the classes
         name:str='images'): # what to call it in a figure or a result file
         if y is not None and len(y) != len(x): raise InputError(f"{name}: {len(x)} images but {len(y)} targets; give one target an image")
-        self.x, self.y, self.vocab, self.name = x, y, vocab, name
+        self.x, self.y, self.vocab, self.name = x, _checked(y, vocab, name), vocab, name
 
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
     def __repr__(self): return f"{self.name}: {len(self)} of {tuple(self.x.shape[1:])}, {str(self.x.dtype)[6:]}, on {self.x.device}"
+
+def _checked(y, vocab, name):
+    "Targets as a loss takes them: whole numbers as `int64`. Raises `InputError` for those that no class or attribute can be."
+    if y is None: return None
+    y,names = torch.as_tensor(y), 0 if vocab is None else len(vocab)
+    if y.dtype != torch.bool and not y.is_floating_point(): y = y.long()  # or else the loss would take classes for numbers
+    if y.dtype == torch.long and y.ndim != 1:
+        raise InputError(f"{name}: targets {list(y.shape)} of whole numbers; give [N] for classes, bool for attributes, floats for numbers")
+    if y.dtype == torch.bool and (y.ndim != 2 or names not in (0, y.shape[1])):
+        raise InputError(f"{name}: bool targets {list(y.shape)}, and {names} names; give [N,A] with a name for each of the A attributes")
+    if y.dtype == torch.long and y.numel() and not y.is_meta: _check_range(int(y.min()), int(y.max()), names, name)
+    return y
+
+def _check_range(low, high, names, name):
+    if low < 0: raise InputError(f"{name}: a target of {low}; number the classes from 0, and leave out images without one")
+    if names and high >= names:
+        raise InputError(f"{name}: a target of {high}, but vocab names {names} classes, 0 to {names-1}; give each class a name")
 
 # %% ../nbs/00_data.ipynb #735c3046
 @patch(as_prop=True)
@@ -92,6 +110,19 @@ def new_empty(self:Images):
 def unlabelled(self:Images):
     "The same images, their targets forgotten"
     return Images(self.x, None, self.vocab, self.name)
+
+@patch
+def named(self:Images,
+    vocab=None): # by default the names that they have, or else the numbers of the classes
+    "The same images, with these names of classes. Raises `InputError` when they have others."
+    own = list(map(str, range(self.c) if self.vocab is None else self.vocab))
+    names = own if vocab is None else list(map(str, vocab))
+    if self.vocab is not None and own != names:
+        raise InputError(f"{self.name} has the classes {', '.join(own[:10])}, and not {', '.join(names[:10])}; "
+                         "give both sets the same `vocab`, in the same order")
+    out = copy(self)
+    out.vocab,out.y = names, _checked(self.y, names, self.name)
+    return out
 
 # %% ../nbs/00_data.ipynb #756314e0
 def _read_sheet(path):
@@ -231,15 +262,27 @@ def label_fraction(
         parts.append(i[:n])
     return images.subset(torch.cat(parts).sort()[0].to(images.x.device), f'{images.name}, {labels} labels a class')
 
+# %% ../nbs/00_data.ipynb #ae98f347
+def _held_sizes(sizes, share):
+    "How many of each class to hold out"
+    quota,room = [share*n for n in sizes], [n-1 for n in sizes]
+    held = [min(int(q), r) for q,r in zip(quota, room)]
+    total,several = round(share*sum(sizes)), min(2, sum(r > 0 for r in room))
+    for k in sorted(range(len(sizes)), key=lambda k: held[k]-quota[k]):  # sorting keeps the order of those alike
+        if held[k] < room[k] and (sum(held) < total or sum(h > 0 for h in held) < several): held[k] += 1
+    return held
+
 # %% ../nbs/00_data.ipynb #3b002310
 def holdout(
     images:Images, # the training images
     share:float=.1, # the part to hold out, between 0 and 1
     seed:int=0): # which ones
-    "Split the training images into a training and a validation part, stratified by class where there are labels"
+    "A training and a validation part of the images, stratified by class where there are labels. Raises `InputError` for too few images."
     if not 0 < share < 1: raise InputError(f"a share of {share} cannot be held out: give one between 0 and 1")
     held = torch.zeros(len(images), dtype=torch.bool)
-    for _,i in _by_class(held if images.y is None else images.y, seed): held[i[:round(share*len(i))]] = True
+    classes = [i for _,i in _by_class(held if images.y is None else images.y, seed)]
+    for i,n in zip(classes, _held_sizes([len(i) for i in classes], share)): held[i[:n]] = True
+    if not held.any(): raise InputError(f"{images.name}: no class has 2 images, so none can be held out; give more of each")
     held = held.to(images.x.device)
     return images.subset(~held, f'{images.name}, fit'), images.subset(held, f'{images.name}, validation')
 

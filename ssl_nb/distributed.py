@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from io import TextIOWrapper
@@ -303,25 +303,27 @@ def process_env(
 # %% ../nbs/27b_distributed.ipynb #98301e7b
 def _wait(procs, grace=10.):
     "Wait until all have ended; when one fails, end the others after a while. Gives those that failed, in that order, and those that had to be ended."
-    failed,stuck,since = [], [], None
+    failed,stuck,since,told = [], [], None, {128+s for s in _stops()}
     while None in (codes := [p.poll() for p in procs]):
         failed += [k for k,c in enumerate(codes) if c not in (None, 0) and k not in failed]
-        if since is None and any(codes[k] != 130 for k in failed): since = time.monotonic()  # 130: stopped by Ctrl-C, and the others are about to
+        if since is None and any(codes[k] not in told for k in failed): since = time.monotonic()  # stopped, and the others are about to
         if since and time.monotonic() > since + grace:
             stuck = stuck or [k for k,c in enumerate(codes) if c is None]
             for p in procs: p.kill() if time.monotonic() > since + 2*grace else p.terminate()
         time.sleep(.05)
     return failed + [k for k,c in enumerate(codes) if c and k not in failed], stuck
 
+def _stops(): return [getattr(signal, n) for n in ('SIGINT','SIGTERM','SIGHUP') if hasattr(signal, n)]
+
 @contextmanager
 def _hand_on(procs):
-    "Within, Ctrl-C and the wish to terminate go to all processes"
+    "Within, Ctrl-C, the wish to terminate and a closed terminal's signal go to all processes"
     told = Counter()
     def tell(number, _):
         told[number] += 1
         for p in procs:
             if p.poll() is None: p.kill() if told[number] > 2 else p.send_signal(number)
-    listen = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN] if threading.current_thread() is threading.main_thread() else []
+    listen = [s for s in _stops() if signal.getsignal(s) != signal.SIG_IGN] if threading.current_thread() is threading.main_thread() else []
     old = {s: signal.signal(s, tell) for s in listen}
     try: yield
     finally:
@@ -342,7 +344,8 @@ class _Lines:
                 if line.endswith('\r'): self.show(line if k == 0 else '')
                 elif own[key] > self.shown[key]: self.shown[key] += 1; self.show(line)
 
-    def show(self, line): sys.stderr.write(line); sys.stderr.flush()
+    def show(self, line):
+        with suppress(OSError): sys.stderr.write(line); sys.stderr.flush()  # of a terminal that was closed
 
     def verdict(self, procs, failed, stuck):
         "The exit code, and a line about a process that could not say itself what was wrong"

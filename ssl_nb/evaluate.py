@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predict', 'accuracy_of', 'linear_probe', 'find_twins', 'pooled_features', 'block_probe', 'box_iou', 'argmax_match',
-           'mean_iou', 'box_measures', 'attribute_measures', 'base_rates', 'attribute_probe']
+           'mean_iou', 'box_measures', 'attribute_measures', 'base_rates', 'attribute_probe', 'check_labels']
 
 # %% ../nbs/13_evaluate.ipynb #a74d2d40
 import numpy as np
@@ -52,9 +52,12 @@ def linear_probe(
     max_iter:int=300): # steps of the solver
     "Accuracy on `test` of a logistic regression on the pooled features of `train`, 0 to 1"
     if len(train.y.unique()) < 2: raise InputError(f"{train.name} has images of one class only; a probe needs two or more")
+    if not _finite(train, test): return float('nan')
     clf = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
     clf.fit(pool(train.x).cpu().numpy(), train.y.cpu().numpy())
     return float(clf.score(pool(test.x).cpu().numpy(), test.y.cpu().numpy()))
+
+def _finite(*features): return all(bool(f.x.isfinite().all()) for f in features)  # a net that diverged can tell nothing
 
 # %% ../nbs/13_evaluate.ipynb #bc535378
 @torch.no_grad()
@@ -150,7 +153,31 @@ def attribute_probe(
     "Macro ROC AUC on `test` of a logistic regression for each attribute, on the pooled features of `train`, 0 to 1"
     seen = train.y.any(0) & ~train.y.all(0)  # of the others there is nothing to learn
     if not seen.any(): raise InputError(f"{train.name}: every attribute is always there, or never; a probe needs images with and without")
+    if not _finite(train, test): return float('nan')
     clf = OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=300)))
     clf.fit(pool(train.x).cpu().numpy(), train.y[:,seen].int().cpu().numpy())
     scores = clf.decision_function(pool(test.x).cpu().numpy())
     return attribute_measures(torch.from_numpy(scores.reshape(len(test), -1)), test.y[:,seen])['auc_macro']
+
+# %% ../nbs/13_evaluate.ipynb #f6e0323e
+def check_labels(
+    bank:Images, # labelled images to learn from
+    query:Images): # labelled images to tell
+    "Raise `InputError` for labels of which nothing can be learned or told: numbers, one class, attributes that all images share or lack"
+    for images in (bank,query):
+        if not len(images): raise InputError(f"{images.name}: no image is left; give more labelled images, and no copies of them")
+        if images.y is None or images.y.dtype not in (torch.long, torch.bool):
+            raise InputError(f"{images.name}: its targets are neither classes (whole numbers) nor attributes (bool); "
+                             "give such, or images without labels (`unlabelled()`)")
+    if bank.y.dtype != query.y.dtype:
+        raise InputError(f"{bank.name} and {query.name}: one has classes, the other attributes; give both the same kind of labels")
+    if bank.y.dtype == torch.bool: return _check_attributes(bank, query)
+    if len(bank.y.unique()) < 2:
+        raise InputError(f"{bank.name} has images of one class only, and nothing to tell it from; give images of two or more")
+    if not set(query.y.tolist()) & set(bank.y.tolist()):
+        raise InputError(f"no class of {query.name} is in {bank.name}; give more images of each class")
+
+def _check_attributes(bank, query):
+    differs = [images.y.any(0) & ~images.y.all(0) for images in (bank,query)]
+    if not (differs[0] & differs[1]).any():
+        raise InputError(f"{bank.name}: every attribute is always there, or never, or so in {query.name}; give images with and without")

@@ -27,7 +27,7 @@ from .backbones import TimmTrunk, backbone, stem_changes, timm_arguments
 from .data import InputError
 from .neighbours import pool
 from .nets import NIN, Trunk, feature_shape
-from .weights import atomic, cpu_state, read_config, read_weights, save_weights
+from .weights import all_names, atomic, cpu_state, read_config, read_weights, save_weights
 
 # %% ../nbs/27_export.ipynb #3e3c334f
 def plain_model(
@@ -155,7 +155,9 @@ def export_weights(
     if Path(path).suffix != ENDINGS[to]: raise InputError(f"{path}: a file for {to!r} ends in {ENDINGS[to]}")
     config = {'size': recipe_of(trunk).get('size'), **_plain_config(config), 'recipe': recipe_of(trunk)}
     if to == 'torch': _torch_save(cpu_state(plain_model(trunk), half), path)
-    else: save_weights(plain_model(trunk) if to == 'timm' else trunk, path, half, **{**config, 'load': load_code(trunk, Path(path).name, to, **config)})
+    else:
+        load = load_code(trunk, Path(path).name, to, **config)
+        save_weights(plain_model(trunk) if to == 'timm' else trunk, path, half, aliases=True, **{**config, 'load': load})
     return load_code(trunk, path, to, **config)
 
 def _torch_save(state, path):
@@ -350,7 +352,7 @@ def load_any(
     strict:bool=True, # the whole trunk or nothing? False: what fits, but not nothing
     prefix:str|None=None): # what stands before the names in the file, such as 'teacher_backbone.'; by default what fits most
     "Load weights of whoever made them, and report as a `Loaded` what matched and what did not. Raises `InputError` when nothing fits or, if `strict`, less than the whole trunk."
-    own,found = plain_model(trunk).state_dict(), read_tensors(path)
+    own,found = plain_model(trunk).state_dict(), all_names(plain_model(trunk), read_tensors(path))  # parts that are in a net twice
     if prefix and not any(k.startswith(prefix) for k in found): raise InputError(f"{path}: no name begins with {prefix!r}; its names begin with {_few(_groups(found, ''), 8)}")
     fit = _best_fit(path, own, found, prefix)
     if not fit.matched or strict and not fit.whole: raise InputError(_why_unfit(path, own, found, fit))

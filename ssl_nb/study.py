@@ -7,8 +7,8 @@ __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'git_commit', 'weigh
            'save_result', 'read_result', 'read_results', 'Place', 'Bar', 'fit_run', 'begun_with', 'fit_safely',
            'keep_weights', 'pretrain_parts', 'pretrain_rotation', 'block_knn', 'check_made', 'get_trunk',
            'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace',
-           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'mean_spread', 'values_of', 'by_setting',
-           'one_setting']
+           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'start_digest', 'mean_spread', 'values_of',
+           'by_setting', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -194,7 +194,9 @@ def fit_run(
     "A fit as fast as the device allows, with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came or the time was over"
     gpu,saved = place.device.type == 'cuda', place.checkpoint(run['run'])
     learn.fast(begun_with(saved) or place.precision if place.precision == 'auto' else place.precision, say=None)
-    c,config = run['config'], {**{k: run[k] for k in ('run','seed','data','config')}, 'precision': learn.precision}
+    c,origin = run['config'], start_digest(run, place)
+    more = {**(dict(start_digest=origin) if origin else {}), 'precision': learn.precision}
+    config = {**{k: run[k] for k in ('run','seed','data','config')}, **more}
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
     fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(saved, config, place.minutes_left(), every=10*gpu), run.get('desc', run['name']))
     place.step = learn.fast_step.how
@@ -391,12 +393,14 @@ def run_study(
     for r in runs:
         if r['data']['name'] != place.data_name: raise InputError(f"{r['run']} is to run on {r['data']['name']!r}, but the place has {place.data_name!r}; give `Place` the same data, and for a release its `root`")
     for few in {r['config'].get('labels') for r in runs} - {None}: label_fraction(place.part(runs[0]['config']['train'], None)[0], few)
-    done = [_is_done(r, place) for r in runs]
+    done = [_is_done(r, place) and not _outdated(r, place) for r in runs]
     if not all(done): check_commit(place.folder, git_commit())  # better now than after an hour
     expected = show_plan(runs, done, place) if verbose else [0]*len(runs)
     spent,past,ran = 0, 0, False
     for i,(run,skip) in enumerate(zip(runs, done)):
-        if skip: place.checkpoint(run['run']).unlink(missing_ok=True); continue
+        if skip and not _outdated(run, place):  # asked again: what it starts from may just have been made anew
+            place.checkpoint(run['run']).unlink(missing_ok=True)
+            continue
         if place.minutes_left() == 0 and ran: raise KeyboardInterrupt  # between two runs; never before something was done
         name = run['run'].split(f"seed{run['seed']}-")[-1]
         run = dict(run, desc=f'[{i+1:2}/{len(runs)}] {name}')
@@ -425,8 +429,10 @@ def do_run(
     place:Place):
     "Run one run and write its result file; the checkpoint is dropped once the result stands"
     start,place.step,run,commit = time.time(), None, place.says(run), git_commit()  # the code may be changed while it runs
+    origin = start_digest(run, place)
     out = KINDS[run['kind']](run, place)
     seconds = time.time()-start + out.pop('seconds_before', 0.)  # what it took before it was cut off counts too
+    out.update(dict(start_digest=origin) if origin else {})
     result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1), machine=dict(machine(place.device), **(dict(step=place.step) if place.step else {})), commit=commit)
     save_result(result, place.folder)
     place.checkpoint(run['run']).unlink(missing_ok=True)
@@ -442,6 +448,16 @@ def _is_done(run, place):
     for k in ('protocol','scale','seed','data','config'):
         if old[k] != run[k]: raise InputError(f"{path} was made with another {k} ({_difference(old[k], run[k])}); choose another --out, or delete it")
     return True
+
+def start_digest(run, place):
+    "The digest of the weights that a run starts from, as the result file of their run tells it; None for others"
+    made = place.folder/f"{run['config'].get('start')}.json"
+    return read_result(made).get('digest') if made.exists() else None
+
+def _outdated(run, place):
+    "Is there a result that was made from other weights than there are now? Older files do not say."
+    path,now = place.folder/f"{run['run']}.json", start_digest(run, place)
+    return bool(now and path.exists() and read_result(path).get('start_digest', now) != now)
 
 def _difference(a, b):
     absent = dict(batches='all')  # no word of batches: it is on all of them

@@ -42,11 +42,13 @@ def set_bn_statistics(
     trunk:nn.Module, # changed in place
     images:Images, # training images, a few thousand are enough
     norm:nn.Module, # what the images go through first
-    bs:int=250): # images a batch
-    "Set the running statistics of every BatchNorm by one pass over `images`"
-    training,device = trunk.training, next(trunk.parameters()).device
+    bs:int=250): # images a batch, at most
+    "Set the running statistics of every BatchNorm by one pass over `images`, in equal batches. Raises `InputError` for a single image."
+    n,training,device = len(images), trunk.training, next(trunk.parameters()).device
+    if n < 2: raise InputError(f"{images.name}: {n} images have no statistics to set BatchNorm by; give 2 or more")
     norm = norm.to(device)
-    update_bn((norm(b[0].to(device)) for b in ImageDL(images, bs)), trunk)
+    batches = torch.arange(n, device=images.x.device).tensor_split(min(-(-n//bs), n//2))
+    update_bn((norm(images[i][0].to(device)) for i in batches), trunk)
     return trunk.train(training)
 
 # %% ../nbs/12_transfer.ipynb #16768e63

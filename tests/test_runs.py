@@ -24,7 +24,7 @@ from ssl_nb.folders import find_duplicates, image_folder
 from ssl_nb.nets import NIN
 from ssl_nb.runs import Run, image_sums, measure, open_run, pretrain, read_json, run_fit, run_learner, run_settings, split_images, write_json, write_report
 from ssl_nb.scenes import gtsdb_sample
-from ssl_nb.weights import read_checkpoint
+from ssl_nb.weights import _here, read_checkpoint
 
 NET = 'channels=(8,8,16,16)'
 HOW = dict(size=32, bs=16, device='cpu', channels=(8,8,16,16))
@@ -269,6 +269,12 @@ def test_grey_images(tmp_path, capfd):
     transfer(run, tmp_path/'grey', head='conv', upto=2, epochs=1, device='cpu')
 
 
+def left_half(path):
+    "What a process that was killed left of a file"
+    dead = subprocess.Popen([sys.executable, '-c', '']); dead.wait()
+    path.with_name(f'.{path.name}.{_here()}-{dead.pid}.tmp').touch()
+
+
 # A process imports once and is forked for each attempt: it is killed in its work, not while it imports
 KILLED = """
 import os, random, signal, sys, time, warnings
@@ -302,7 +308,7 @@ def test_killed_at_ten_random_moments(folders, tmp_path):
     "... and ends bit for bit as the run that was not"
     env = dict(os.environ, OMP_NUM_THREADS='1')
     (tmp_path/'run').mkdir()
-    (tmp_path/'run'/'.curves.png.1.tmp').touch()  # as one leaves it that is killed while it draws
+    left_half(tmp_path/'run'/'curves.png')  # as one leaves it that is killed while it draws
     r = subprocess.run([sys.executable, '-c', KILLED, folders/'photos', tmp_path/'run'], capture_output=True, text=True, env=env, timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     assert int(r.stdout.split()[-1]) >= 5, r.stdout  # the last ones may find the work done
@@ -415,7 +421,7 @@ def test_copies_only(tmp_path):
 
 def test_killed_before_the_page(folders, done, tmp_path):
     shutil.copytree(done.folder, tmp_path/'run')
-    (tmp_path/'run'/'report.html').unlink(); (tmp_path/'run'/'.report.html.1.tmp').touch(); (tmp_path/'run'/'checkpoint.ckpt').write_text('x')
+    (tmp_path/'run'/'report.html').unlink(); left_half(tmp_path/'run'/'report.html'); (tmp_path/'run'/'checkpoint.ckpt').write_text('x')
     pretrain(folders/'photos', tmp_path/'run', folders/'labelled', epochs=3, **HOW)
     assert (tmp_path/'run'/'report.html').exists() and not list((tmp_path/'run').glob('.*')) and not (tmp_path/'run'/'checkpoint.ckpt').exists()
 
