@@ -28,8 +28,8 @@ from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, b
 from .runs import read_json, seen_words, transfer_table, write_json, write_report
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
-from .study import begun_with, fit_safely, git_commit
-from .transfer import set_bn_statistics, transfer_learner
+from .study import begun_with, fit_safely, git_commit, head_precision
+from .transfer import Frozen, set_bn_statistics, transfer_learner
 from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
 
 # %% ../nbs/29_classifier.ipynb #563da98e
@@ -50,10 +50,13 @@ def fit_head(
     torch.manual_seed(t['seed'])
     kwargs = dict(opt_func=torch_opt(torch.optim.Adam, 1e-5)) if t['finetune'] else {}
     rounds = min(t['epochs'], 10)  # few images make short epochs, and to measure after each would take longer than to learn
-    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], 'finetune' if t['finetune'] else 'cached', bs=t['bs'], steps=-(-t['epochs']*max(1, len(train)//t['bs'])//rounds), device=device, augment=(augment, norm),
+    mode,steps = 'finetune' if t['finetune'] else 'cached', -(-t['epochs']*max(1, len(train)//t['bs'])//rounds)
+    precision = begun_with(checkpoint, check_precision(t.get('precision', 'auto'), device.type))
+    if precision == 'auto' and mode == 'cached': precision = head_precision(trunk, train, valid, t['upto'], t['head'], t['bs'], device)
+    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], mode, bs=t['bs'], steps=steps, device=device, augment=(augment, norm), half=precision == 'bf16',
                              metrics=accuracy if train.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk), lr=t['lr'], **kwargs)
     learn.add_cb(StopDiverged())
-    learn.fast(begun_with(checkpoint) or check_precision(t.get('precision', 'auto'), device.type), say=None)
+    learn.fast(precision, say=None)
     return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc, precision=learn.precision)), desc)
 
 # %% ../nbs/29_classifier.ipynb #2ed67537
@@ -235,7 +238,8 @@ def from_scratch(t, trunk, size):
 
 def whole_net(trunk, learn, t):
     "Body and head together, also when the head was trained on cached features"
-    return learn.model if t['finetune'] else nn.Sequential(trunk.upto(t['upto']), learn.model)
+    if t['finetune']: return learn.model
+    return nn.Sequential(trunk.upto(t['upto']), learn.model[1] if isinstance(learn.model[0], Frozen) else learn.model)
 
 # %% ../nbs/29_classifier.ipynb #bce80d8d
 def load_classifier(

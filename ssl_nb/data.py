@@ -36,7 +36,7 @@ class Images:
     n_inp,empty = 1, False  # fastai: the first item of a batch is the input; `empty`: of `new_empty`
 
     def __init__(self,
-        x:torch.Tensor, # images, `uint8` [N,3,H,W], grey ones [N,1,H,W] (or cached features, float [N,...])
+        x:torch.Tensor, # images, `uint8` [N,3,H,W], grey ones [N,1,H,W] (or cached features, float [N,...], kept as `bfloat16` or not)
         y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes, `bool` [N,A] for attributes that an image has or has not
         vocab:list|None=None, # names of the classes
         name:str='images'): # what to call it in a figure or a result file
@@ -44,7 +44,10 @@ class Images:
         self.x, self.y, self.vocab, self.name = x, _checked(y, vocab, name), vocab, name
 
     def __len__(self): return len(self.x)
-    def __getitem__(self, i): return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
+    def __getitem__(self, i):
+        x = self.x[i].float() if self.x.dtype == torch.bfloat16 else self.x[i]  # cached features take half the memory so
+        return (x,) if self.y is None else (x, self.y[i])
+
     def __repr__(self): return f"{self.name}: {len(self)} of {tuple(self.x.shape[1:])}, {str(self.x.dtype)[6:]}, on {self.x.device}"
 
 def _checked(y, vocab, name):

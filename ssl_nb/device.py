@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'find_device', 'keep_memory', 'KeepMemory', 'bf16_units', 'check_precision', 'CpuBf16',
-           'precision_callbacks', 'machine']
+           'precision_callbacks', 'machine', 'free_memory']
 
 # %% ../nbs/05_device.ipynb #22bd3898
 import ctypes
@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -107,3 +108,17 @@ def machine(
     cpu = {} if gpu else dict(units=bf16_units(), allocator='kept' if keep_memory.cache_info().currsize and keep_memory() else 'system')
     return dict(device=str(device), name=torch.cuda.get_device_name(device) if gpu else _cpu_name(), **cpu, threads=torch.get_num_threads(), python=platform.python_version(),
                 **{p: metadata.version(p) for p in ('torch','torchvision','fastai','fastcore','timm','ssl_nb')})
+
+# %% ../nbs/05_device.ipynb #d679f8ec
+def free_memory(
+    device): # a torch device
+    "Bytes that are free on the device, or for this process in main memory; None where the system does not tell"
+    if torch.device(device).type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        found.append(1024*int(next(l for l in lines if l.startswith('MemAvailable')).split()[1]))
+    with suppress(OSError, ValueError):  # a container may be allowed less
+        limit,used = (int(Path(f'/sys/fs/cgroup/memory.{f}').read_text()) for f in ('max','current'))
+        found.append(limit-used)
+    return min(found) if found else None

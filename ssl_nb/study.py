@@ -6,9 +6,9 @@
 __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'git_commit', 'weights_digest', 'results_of_checkout', 'check_commit',
            'save_result', 'read_result', 'read_results', 'Place', 'Bar', 'fit_run', 'begun_with', 'fit_safely',
            'keep_weights', 'pretrain_parts', 'pretrain_rotation', 'block_knn', 'check_made', 'get_trunk',
-           'probe_blocks', 'transfer', 'transfer_features', 'cost_pretrain', 'cost_probe', 'cost_transfer', 'pace',
-           'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'start_digest', 'mean_spread', 'values_of',
-           'by_setting', 'one_setting']
+           'probe_blocks', 'transfer', 'transfer_features', 'head_precision', 'cost_pretrain', 'cost_probe',
+           'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'start_digest',
+           'mean_spread', 'values_of', 'by_setting', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -16,6 +16,7 @@ import hashlib
 import json
 import subprocess
 import time
+import warnings
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
@@ -41,7 +42,7 @@ from .plots import history
 from .rotation import rotated_images, rotnet_learner
 from .scenes import gtsdb, gtsdb_sample
 from .schedule import *  # `fit_steps`
-from .transfer import cache_features, set_bn_statistics, transfer_learner
+from .transfer import cache_features, set_bn_statistics, too_large, transfer_learner
 from .weights import Checkpoint, atomic, finish_batch, load_weights, read_checkpoint, save_weights, sweep
 
 # %% ../nbs/16_study.ipynb #521a5e05
@@ -190,10 +191,11 @@ def fit_run(
     learn:Learner,
     run:dict, # whose `config` has `epochs`, `lr` and perhaps `drops` (shares of the epochs)
     place:Place,
-    fit=None): # function of (epochs, rate); by default one-cycle, or a rate that drops when `config` has `drops`
+    fit=None, # function of (epochs, rate); by default one-cycle, or a rate that drops when `config` has `drops`
+    precision:str|None=None): # by default the place's; what was cut off resumes with its own
     "A fit as fast as the device allows, with a bar and a checkpoint each epoch, and after the batch in which Ctrl-C came or the time was over"
     gpu,saved = place.device.type == 'cuda', place.checkpoint(run['run'])
-    learn.fast(begun_with(saved) or place.precision if place.precision == 'auto' else place.precision, say=None)
+    learn.fast(begun_with(saved, precision or place.precision), say=None)
     c,origin = run['config'], start_digest(run, place)
     more = {**(dict(start_digest=origin) if origin else {}), 'precision': learn.precision}
     config = {**{k: run[k] for k in ('run','seed','data','config')}, **more}
@@ -203,9 +205,11 @@ def fit_run(
     return learn
 
 def begun_with(
-    path): # of a checkpoint, there or not
-    "The precision that a fit which was cut off began with: it resumes with the same"
-    return json.loads(read_checkpoint(path)['config']).get('precision') if Path(path).exists() else None
+    path, # of a checkpoint, there or not
+    precision:str): # that is asked for
+    "The precision that is asked for; for `auto` the one that the fit began with, if it was cut off"
+    if precision != 'auto' or not Path(path).exists(): return precision
+    return json.loads(read_checkpoint(path)['config']).get('precision', 'auto')
 
 def fit_safely(
     learn:Learner,
@@ -295,27 +299,37 @@ def transfer(run, place, change=None):
     if c.get('head_width'): head = partial(HEADS[head], width=c['head_width'])
     if change: trunk,head = change(trunk)
     mode,steps = c['mode'], c.get('steps') or max(1, len(few)//c['bs'])
-    if mode == 'cached' and not change: (few,test),mode = transfer_features(run, place, trunk, few, test), 'features'
+    precision = begun_with(place.checkpoint(run['run']), place.precision)
+    if mode == 'cached' and not change: (few,test),mode,precision = transfer_features(run, place, trunk, few, test, head, precision)
     learn = transfer_learner(trunk, few, test.thin(c.get('watch')), c['upto'], head, mode, run['protocol'], c['bs'], steps, place.device, c.get('passes'))
-    fit_run(learn, run, place)
+    fit_run(learn, run, place, precision=precision)
     h = history(learn)
     right = h[-1]['accuracy']
     if c.get('watch'):
         with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
     return dict(metrics=dict(accuracy=right), history=h, digest=weights_digest(learn.model), sizes=sizes, seconds_before=learn.checkpoint.secs)
 
-def transfer_features(run, place, trunk, few, test):
-    "Features of the labelled images and of the test images. Heads on the same blocks and images share them."
+def transfer_features(run, place, trunk, few, test, head, precision):
+    "Features of the labelled images and of the test images, the mode to train in and its precision. Heads on the same blocks and images share them."
     c,device = run['config'], place.device
     augment,norm = rotnet_augment(run['protocol'])
+    before = torch.get_rng_state()
+    if precision == 'auto': precision = head_precision(trunk, few, test, c['upto'], head, c['bs'], device)
+    half,passes = precision == 'bf16', c.get('passes') or 1
+    if why := too_large(trunk, len(few)*passes + len(test), few.x.shape[-1], c['upto'], device, half): warnings.warn(why); return (few, test), 'frozen', precision
     def make():
         torch.manual_seed(run['seed'])  # the crops of the augmented passes
-        return cache_features(trunk, few, augment if c.get('passes') else norm, c['upto'], device, passes=c.get('passes') or 1), cache_features(trunk, test, norm, c['upto'], device)
-    key = json.dumps([weights_digest(trunk), run['protocol'], run['seed'], *(c.get(k) for k in ('train','test','upto','passes','labels','draw'))])
-    before = torch.get_rng_state()
+        kept = cache_features(trunk, few, augment if c.get('passes') else norm, c['upto'], device, passes=passes, half=half)
+        return kept, cache_features(trunk, test, norm, c['upto'], device, half=half)
+    key = json.dumps([weights_digest(trunk), run['protocol'], run['seed'], half, *(c.get(k) for k in ('train','test','upto','passes','labels','draw'))])
     out = place.keep('features', key, make)
     torch.set_rng_state(before)  # the same head whether they were there or not
-    return out
+    return out, 'features', precision
+
+def head_precision(trunk, few, test, upto, head, bs, device):
+    "The precision in which a head on cached features trains faster, tried on the features of a few images"
+    some = few.thin(max(64, bs))
+    return transfer_learner(trunk, some, test.thin(8), upto, head, 'cached', bs=min(bs, len(some)), device=device).fast('auto', say=None).precision
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 

@@ -26,7 +26,8 @@ NETS = { # steps: of a turn; bs: images a batch (NIN makes four, SimSiam two of 
     'resnet18': dict(label='SimSiam, ResNet-18, small stem', net=dict(name='resnet18'), bs=128, steps=1, channels_last=True),
     'efficientnet_b0': dict(label='SimSiam, EfficientNet-B0', net=dict(name='efficientnet_b0'), bs=128, steps=3, channels_last=True),
     'pit_ti': dict(label='SimSiam, PiT-Ti', net=dict(name='pit_ti_224'), bs=128, steps=3, channels_last=False),
-    'narrow64': dict(label='SimSiam, narrow ResNet-18 at 64 px', net=dict(name='resnet18', channels=(16,32,64,128), stem_width=16), bs=64, steps=4, size=64, channels_last=True)}
+    'narrow64': dict(label='SimSiam, narrow ResNet-18 at 64 px', net=dict(name='resnet18', channels=(16,32,64,128), stem_width=16), bs=64, steps=4, size=64, channels_last=True),
+    'resnet18_224': dict(label='SimSiam, ResNet-18 at 224 px', net=dict(name='resnet18'), bs=16, steps=1, size=224, channels_last=True)}
 TABLES = {'as shipped': ('ours','resident loop','tutorial loop','lightly'), 'equal': ('ours','resident loop','tutorial loop','lightly')}
 
 
@@ -72,7 +73,7 @@ def ours(name, bs, precision, tiny):
     from ssl_nb.siamese import simsiam_learner
     import ssl_nb.fast
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
-    images = Images(pictures(4500, size))
+    images = Images(pictures(4500 if size == 32 else 640, size))
     dls = image_dls(images, images.subset(slice(0, bs)), bs, device='cpu')
     class Steps(Callback):
         "Stop after so many; the fit goes on with the next call"
@@ -99,7 +100,7 @@ def resident(name, bs, precision, tiny):
     from ssl_nb.siamese import simsiam_loss
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
     if NETS[name].get('channels_last', True): net = net.to(memory_format=torch.channels_last)
-    opt,x,y = optimiser(net, name, bs), pictures(4500, size), torch.arange(4).repeat_interleave(bs)
+    opt,x,y = optimiser(net, name, bs), pictures(4500 if size == 32 else 640, size), torch.arange(4).repeat_interleave(bs)
     view = rotnet_augment()[0] if name == 'nin' else simsiam_augment(size)[0]
     batches = endless_batches(len(x), bs)
     def step():
@@ -132,7 +133,7 @@ def tutorial(name, bs, precision, tiny):
     from ssl_nb.augment import CIFAR10_STATS
     from ssl_nb.siamese import simsiam_loss
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
-    pils = [TF.to_pil_image(im) for im in pictures(4500, size)]
+    pils = [TF.to_pil_image(im) for im in pictures(4500 if size == 32 else 640, size)]
     end = [T.ToTensor(), T.Normalize(*CIFAR10_STATS)]
     blur = [T.RandomApply([T.GaussianBlur(size//20*2+1, (.1,2.))], .5)] if size > 32 else []
     one = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), *end]) if name == 'nin' else \
@@ -167,7 +168,7 @@ def lightly(name, bs, precision, tiny, workers=2):
     for theirs,mine in ((proj,net.projector), (pred,net.predictor)): theirs.layers.load_state_dict(mine.state_dict())
     body = getattr(net.trunk, 'model', net.trunk)
     class Pils(torch.utils.data.Dataset):
-        transform,items = None, [TF.to_pil_image(im) for im in pictures(4500, size)]
+        transform,items = None, [TF.to_pil_image(im) for im in pictures(4500 if size == 32 else 640, size)]
         def __len__(self): return len(self.items)
         def __getitem__(self, i): return self.transform(self.items[i]), 0
     tfm = SimSiamTransform(input_size=size, gaussian_blur=.5 if size > 32 else 0., normalize=dict(zip(('mean','std'), CIFAR10_STATS)))
@@ -255,8 +256,8 @@ def flops(net):
 
 def save(a, run, **out):
     from ssl_nb.device import machine
-    from ssl_nb.study import git_commit, save_result
-    save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best', scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=git_commit(), **out), a.out)
+    from ssl_nb.study import save_result
+    save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best', scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=a.commit, **out), a.out)
 
 def compare(a, net):
     start = time.time()
@@ -274,8 +275,7 @@ def compare(a, net):
 def memory(a):
     "Rate and peak memory with the system's allocator and with memory that is kept"
     start,rows = time.time(), {}
-    NETS['resnet18-224'] = NETS['resnet18'] | dict(size=224, bs=16, steps=1)
-    for net,precision in (('nin','float32'), ('nin','bf16'), ('resnet18','float32'), ('narrow64','float32')):
+    for net,precision in (('nin','float32'), ('nin','bf16'), ('resnet18','float32'), ('resnet18_224','float32')):
         who = {'system': ('ours', precision, False), 'kept': ('ours', precision, True)}
         print(f'{NETS[net]["label"]}, {precision}', flush=True)
         secs,peak,_ = play(a, net, who)
@@ -292,7 +292,10 @@ def main():
     a = p.parse_args()
     if a.worker: return worker(a)
     if a.net and a.net not in NETS: raise SystemExit(f'--net {a.net}: choose one of {", ".join(NETS)}')
+    from ssl_nb.study import check_commit, git_commit
+    a.commit = git_commit()
+    check_commit(a.out, a.commit)  # better now than after an hour
     if a.memory: return memory(a)
-    for net in [a.net] if a.net else NETS: compare(a, net)
+    for net in [a.net] if a.net else list(NETS)[:-1]: compare(a, net)  # the last one is for --memory
 
 if __name__ == '__main__': main()
