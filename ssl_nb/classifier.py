@@ -130,7 +130,7 @@ def read_both(c, labelled, valid, labels, valid_labels, sep, **how):
     valid = as_images(valid, labels=valid_labels, sep=between(tables[1]), others=paths[:1] if one else (), **how)
     check_scale(valid, scale, 'labelled.scale')
     if labelled.vocab and valid.vocab and list(labelled.vocab) != list(valid.vocab):
-        raise InputError(f"{valid.name} has its classes in another order than {labelled.name}, or others; read it with the other's vocab")
+        raise InputError(f"{valid.name} has its classes in another order than {labelled.name}, or others; give both the same `vocab`")
     return labelled, valid, scale
 
 def transfer_folder(

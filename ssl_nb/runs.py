@@ -85,10 +85,15 @@ def run_settings(
     mean,std = measure_stats(images)
     c,size = images.x.shape[1], images.x.shape[-1]
     recipe = dict(name=backbone, **(dict(channels=c) if backbone == 'nin' else dict(size=size, **(dict(in_chans=c) if c != 3 else {}))), **net)
-    by_net = 1 if lr or is_conv(build_trunk(recipe)) else 1/50  # transformers want small rates
+    by_net = 1 if lr or _wants_large_rates(recipe) else 1/50  # as transformers do not
     lr = lr or by_net*METHODS[method]['lr']*(bs/256 if method == 'simsiam' else 1)
     start = dict(weights=weights and str(weights), **(dict(prefix=prefix) if prefix else {}))
     return dict(method=method, net=recipe, size=size, mean=mean, std=std, epochs=epochs, bs=bs, lr=lr, seed=seed, **start, precision=check_precision(precision, kind))
+
+def _wants_large_rates(recipe):
+    "Is it convolutional? A net that cannot be made is refused later, with sizes that can."
+    with suppress(InputError): return is_conv(build_trunk(recipe))
+    return True
 
 def check_pictures(
     images:Images): # as they are given
@@ -459,7 +464,8 @@ def _remembered(run, data):
     "Configuration and data of the run in the folder, by whichever of its files knows them; None without one"
     if old := run._config(): return old
     if run.weights.exists(): return dict(config=read_config(run.weights), data=data)
-    if (stopped := run.folder/'checkpoint.ckpt').exists(): return dict(config=json.loads(read_checkpoint(stopped)['config']), data=data)
+    with suppress(InputError):  # somebody else's file is no checkpoint of ours
+        if (stopped := run.folder/'checkpoint.ckpt').exists(): return dict(config=json.loads(read_checkpoint(stopped)['config']), data=data)
 
 _FILES = ('result.json', 'checkpoint.ckpt', 'report.html', 'views.png', 'curves.png', 'neighbours-before.png',
           'neighbours-after.png')  # of a run, beside its configuration and its weights

@@ -234,6 +234,15 @@ def stop_at(monkeypatch, name, step=3):
     return sent
 
 
+SIGNALS = {getattr(signal, n): how for n,how in (('SIGTERM',signal.SIG_DFL), ('SIGHUP',signal.SIG_DFL), ('SIGINT',signal.default_int_handler)) if hasattr(signal, n)}
+
+@pytest.fixture(autouse=True)
+def heard():
+    "Signals are heard, also where the shell made its job deaf to them (nohup, a job in the background)"
+    before = {s: signal.signal(s, how) for s,how in SIGNALS.items()}
+    yield
+    for s,how in before.items(): signal.signal(s, how)
+
 def commands(photos, at):
     "Each command that trains, what it writes, and where its checkpoint is"
     how = dict(size=32, bs=8, device='cpu', method='rotation', backbone='nin', net='width=8')
