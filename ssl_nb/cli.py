@@ -91,9 +91,9 @@ def report_demo(
     place): # a `Place`
     "Print the tables, draw the figure"
     from ssl_nb.demo import demo_figure, demo_table, probe_table
-    from ssl_nb.study import read_result
-    results = [read_result(place.folder/f"{r['run']}.json") for r in runs]
-    print(f"\nTest accuracy (%) with few labels, mean ± standard deviation over draws of the labels:\n\n{demo_table(results).to_string()}\n")
+    results = same_setting(runs, place)
+    over = 'pretrainings (seeds), each the mean of its draws of the labels' if len({r['seed'] for r in results}) > 1 else 'draws of the labels'
+    print(f"\nTest accuracy (%) with few labels, mean ± standard deviation over {over}:\n\n{demo_table(results).to_string()}\n")
     print(f"kNN test accuracy (%) on the features of each block:\n\n{probe_table(results).to_string()}\n")
     save_figure(demo_figure(results), place, runs)
 

@@ -6,6 +6,7 @@
 __all__ = ['DEMO', 'METHODS', 'demo_runs', 'demo_accuracies', 'demo_table', 'demo_probes', 'probe_table', 'demo_figure']
 
 # %% ../nbs/17_demo.ipynb #476df0e5
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
@@ -41,22 +42,25 @@ def demo_runs(
 
 # %% ../nbs/17_demo.ipynb #65e16804
 def demo_accuracies(
-    results:list): # of one setting, from `read_results`
-    "Method -> labels a class -> test accuracies, one a draw. Raises `InputError` for results that do not belong together."
-    runs = [r for r in one_setting(results, 'scale', 'protocol', 'seed', 'data') if r['kind'] == 'transfer']
-    labels = sorted({r['config']['labels'] for r in runs})
-    return {name: {k: [r['metrics']['accuracy'] for r in runs if (r['config']['method'],r['config']['labels']) == (m,k)] for k in labels} for m,name in METHODS.items()}
+    results:list): # of one setting and any seeds, from `read_results`
+    "Method -> labels a class -> test accuracies: one a draw of the labels, or, of several pretrainings (seeds), the mean over draws for each. Raises `InputError` for results that do not belong together."
+    runs = [r for r in one_setting(results, 'scale', 'protocol', 'data') if r['kind'] == 'transfer']
+    table = pd.DataFrame([dict(r['config'], seed=r['seed'], accuracy=r['metrics']['accuracy']) for r in runs])
+    if table['seed'].nunique() > 1: table = table.groupby(['method','labels','seed'], as_index=False)['accuracy'].mean()
+    return {name: {int(k): t['accuracy'].tolist() for k,t in table[table['method'] == m].groupby('labels')} for m,name in METHODS.items()}
 
 def demo_table(
-    results:list): # of one setting, from `read_results`
-    "Test accuracy (%), mean ± standard deviation over draws of the labels"
+    results:list): # of one setting and any seeds, from `read_results`
+    "Test accuracy (%), mean ± standard deviation over draws of the labels; of several seeds, over pretrainings"
     accs = demo_accuracies(results)
     return pd.DataFrame({f'{k} labels a class': {n: mean_spread(a[k]) for n,a in accs.items()} for k in next(iter(accs.values()))})
 
 def demo_probes(
-    results:list): # of one setting, from `read_results`
-    "kNN accuracy after each block, 0 to 1"
-    return {('random' if r['config']['start'] == 'random' else 'RotNet'): r['metrics']['knn'] for r in one_setting(results) if r['kind'] == 'probe'}
+    results:list): # of one setting and any seeds, from `read_results`
+    "kNN accuracy after each block, 0 to 1; of several seeds their mean"
+    probes = [r for r in one_setting(results) if r['kind'] == 'probe']
+    of = lambda random: np.mean([r['metrics']['knn'] for r in probes if (r['config']['start'] == 'random') == random], 0).tolist()
+    return {'RotNet': of(False), 'random': of(True)}
 
 def probe_table(
     results:list): # of one setting, from `read_results`
@@ -67,7 +71,7 @@ def demo_figure(
     results:list): # of one setting, from `read_results`
     "Pretraining, the comparison, and kNN by block, drawn from result files"
     fig,axs = plt.subplots(1, 3, figsize=(11,2.9), layout='constrained')
-    plot_history({'RotNet': next(r['history'] for r in results if r['kind'] == 'pretrain')}, ('rotation_accuracy',), axs[0])
+    plot_history({f"seed {r['seed']}": r['history'] for r in results if r['kind'] == 'pretrain'}, ('rotation_accuracy',), axs[0])
     plot_methods(demo_accuracies(results), ax=axs[1])
     plot_blocks(demo_probes(results), ax=axs[2])
     for ax,t in zip(axs, ('pretraining: four rotations', 'few labels, two blocks + conv head', 'kNN on features of each block')): ax.set_title(t, fontsize=9)

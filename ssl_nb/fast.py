@@ -374,7 +374,7 @@ def trial_steps(
     watch,keep = _Stopwatch(n), {id(learn): None}  # a callback knows its learner, which is not to be copied
     cbs = [deepcopy(cb, keep) for cb in learn.cbs if in_step(cb) and not isinstance(cb, MixedPrecision)]
     layout = [ChannelsLast()] if any(isinstance(cb, ChannelsLast) for cb in learn.cbs) else []
-    trial = Learner(DataLoaders(train, train, device=train.device), deepcopy(learn.model), learn.loss_func, learn.opt_func, lr=1e-4, splitter=learn.splitter,
+    trial = Learner(DataLoaders(train, train, device=getattr(train, 'device', None)), deepcopy(learn.model), learn.loss_func, learn.opt_func, lr=1e-4, splitter=learn.splitter,
                     cbs=[*cbs, *layout, *precision_callbacks(precision, 'cpu'), watch])
     with trial.no_bar(), trial.no_logging(): trial.fit(1)
     return watch.secs[1:] or watch.secs
@@ -385,7 +385,7 @@ _TIMED = {}  # net, layout and batch -> how many times as fast as float32 bf16 i
 def bf16_gain(
     learn:Learner): # on a CPU
     "How many times as fast as in float32 its training steps are in bf16 (fastest steps; measured once for nets alike)"
-    key = hashlib.sha256(f'{learn.model}{learn.dls.train.bs}{[type(cb) for cb in learn.cbs]}'.encode()).hexdigest()
+    key = hashlib.sha256(f"{learn.model}{getattr(learn.dls.train, 'bs', None)}{[type(cb) for cb in learn.cbs]}".encode()).hexdigest()
     if key not in _TIMED:
         with _same_dice(): plain,half = (min(trial_steps(learn, p)) for p in ('float32','bf16'))
         _TIMED[key] = plain/half

@@ -108,6 +108,19 @@ def test_a_plain_learner_of_fastai(timed):
     assert abs(float(a.recorder.losses[0]) - float(c.recorder.losses[0])) < .05  # the first loss is the same, but for rounding
     assert float(a.recorder.losses[0]) != float(c.recorder.losses[0])
 
+def test_loaders_without_a_device(monkeypatch):
+    "torch's own: where the model is decides, and steps can be tried all the same"
+    from fastai.data.core import DataLoaders
+    monkeypatch.delenv('SSL_NB_PRECISION', raising=False)
+    monkeypatch.setattr(device, 'bf16_units', lambda: ['amx_bf16'])
+    fast._TIMED.clear()
+    data = torch.utils.data.TensorDataset(FEW.x.float()/255, FEW.y)
+    dls = DataLoaders(*(torch.utils.data.DataLoader(data, 16) for _ in range(2)))
+    assert getattr(dls, 'device', None) is None
+    learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)), nn.CrossEntropyLoss(), lr=.01).fast(say=None)
+    assert learn.precision in ('float32','bf16') and 'times as fast' in learn.fast_step.why
+    quietly(learn)
+
 def test_a_fit_that_was_cut_off_resumes_in_its_precision(timed, tmp_path):
     from ssl_nb.study import Place, fit_run
     class Cut(Exception): pass
