@@ -7,8 +7,8 @@ __all__ = ['RESULT_KEYS', 'DATA', 'KINDS', 'COSTS', 'STEP', 'git_commit', 'weigh
            'save_result', 'read_result', 'read_results', 'Place', 'Bar', 'fit_run', 'begun_with', 'fit_safely',
            'keep_weights', 'pretrain_parts', 'pretrain_rotation', 'block_knn', 'check_made', 'get_trunk',
            'probe_blocks', 'transfer', 'transfer_features', 'head_precision', 'cost_pretrain', 'cost_probe',
-           'cost_transfer', 'pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run', 'start_digest',
-           'mean_spread', 'values_of', 'by_setting', 'one_setting']
+           'cost_transfer', 'pace', 'fastest_pace', 'estimate', 'duration', 'run_study', 'show_plan', 'do_run',
+           'start_digest', 'mean_spread', 'values_of', 'by_setting', 'one_setting']
 
 # %% ../nbs/16_study.ipynb #3327b69b
 import gc
@@ -128,6 +128,7 @@ class Place:
         self.folder,self.device,self.root,self.download,self.options,self._kept = Path(folder), find_device(str(device)), root, download, options, {}
         if minutes is not None and not 0 < minutes < float('inf'): raise InputError(f"minutes={minutes}: give a number above 0")
         self.ends,self.step,self.precision = minutes and time.monotonic() + 60*minutes, None, check_precision(precision, self.device.type)
+        self.gains = {}  # of bf16 over float32, by net, as `estimate` found them
         sweep(self.folder)
         with atomic(self.folder/'.writable') as part: part.touch()  # better now than after an hour
         (self.folder/'.writable').unlink()
@@ -370,17 +371,26 @@ def pace(
     net:nn.Module,
     shape:tuple, # of an input, [C,H,W]
     n:int, # images a step
-    device): # a torch device
+    device, # a torch device
+    precision:str='float32'): # or `bf16`
     "Seconds that one image takes in a training step: one step to warm up, and the fastest of three, for other programs only ever make it slower"
     n = n if device.type == 'cuda' else min(n, 64)  # a CPU is busy with few
     net,x = net.train().to(device, memory_format=torch.channels_last), torch.randn(max(2, n), *shape, device=device)
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        net(x).sum().backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): out = net(x)
+        out.float().sum().backward()
         if device.type == 'cuda': torch.cuda.synchronize(device)
         times.append(time.perf_counter()-start)
     return min(times[1:])/len(x)
+
+def fastest_pace(name, net, shape, n, place):
+    "`pace` in the place's precision; where it is `auto`, the better one, and how much better is noted down for the plan"
+    if place.precision != 'auto': return pace(net, shape, n, place.device, place.precision)
+    plain,half = (pace(net, shape, n, place.device, p) for p in ('float32','bf16'))
+    place.gains[name] = plain/half
+    return min(plain, half)
 
 STEP = .004  # seconds: the optimiser, and fastai's loop around a step
 
@@ -390,7 +400,7 @@ def estimate(
     "About how many seconds each run will take on this machine"
     paces = {}
     def seconds(name, make, shape, n, trained, passed):
-        if (name,n) not in paces: paces[name,n] = pace(make(), shape, n, place.device)
+        if (name,n) not in paces: paces[name,n] = fastest_pace(name, make(), shape, n, place)
         return paces[name,n]*(trained + passed/3) + trained/n*STEP  # backward costs twice what forward does
     return [sum(seconds(*part) for part in COSTS[r['kind']](r, place)) for r in runs]
 
@@ -430,7 +440,9 @@ def show_plan(runs, done, place):
     print(f"{r['study']}, scale {r['scale']}, protocol {r['protocol']}, seed {r['seed']}: {len(runs)} runs on {place.device}, {sum(done)} of them done; results go to {place.folder}", flush=True)
     if 'batches' in (data := place.says(r)['data']): print(f"on a part of {data['name']}: training batches {data['batches']} only", flush=True)
     if all(done): return [0]*len(runs)
-    expected = estimate(runs, place)
+    expected = estimate([r for r,d in zip(runs, done) if not d], place)
+    expected = [0 if d else expected.pop(0) for d in done]
+    if place.gains: print(f"precision: measured for each net before its fit; just now bf16 was {min(place.gains.values()):.1f} to {max(place.gains.values()):.1f} times as fast as float32")
     todo = [(r.get('part', r['kind']), e) for r,d,e in zip(runs, done, expected) if not d]
     for part in dict(todo):
         times = [e for p,e in todo if p == part]
