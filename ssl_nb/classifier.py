@@ -24,8 +24,8 @@ from .folders import duplicate_words, find_csv, without_copies
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
-from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, best_block, check_out, check_pictures, check_scale, image_sums, open_run
-from .runs import read_json, seen_words, transfer_table, write_json, write_report
+from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, best_block, check_out, check_pictures, check_scale
+from .runs import image_sums, open_run, read_json, seen_words, transfer_table, write_json, write_report
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
 from .study import begun_with, fit_safely, git_commit, head_precision
@@ -53,11 +53,13 @@ def fit_head(
     mode,steps = 'finetune' if t['finetune'] else 'cached', -(-t['epochs']*max(1, len(train)//t['bs'])//rounds)
     precision = begun_with(checkpoint, check_precision(t.get('precision', 'auto'), device.type))
     if precision == 'auto' and mode == 'cached': precision = head_precision(trunk, train, valid, t['upto'], t['head'], t['bs'], device)
-    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], mode, bs=t['bs'], steps=steps, device=device, augment=(augment, norm), half=precision == 'bf16',
+    learn = transfer_learner(trunk.to(device), train, valid, t['upto'], t['head'], mode, bs=t['bs'], steps=steps, device=device,
+                             augment=(augment, norm), half=precision == 'bf16',
                              metrics=accuracy if train.y.dtype == torch.long else accuracy_multi, channels_last=is_conv(trunk), lr=t['lr'], **kwargs)
     learn.add_cb(StopDiverged())
     learn.fast(precision, say=None)
-    return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), Checkpoint(checkpoint, dict(t, desc=desc, precision=learn.precision)), desc)
+    saved = Checkpoint(checkpoint, dict(t, desc=desc, precision=learn.precision))
+    return fit_safely(learn, lambda: learn.fit_one_cycle(rounds, t['lr']), saved, desc)
 
 # %% ../nbs/29_classifier.ipynb #2ed67537
 def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, epochs=None, lr=None, flip=True, seed=0, precision='auto'):
@@ -67,7 +69,8 @@ def transfer_settings(train, head='linear', upto=None, finetune=False, bs=64, ep
     if lr is not None and not 0 < lr < float('inf'): raise InputError(f"a learning rate of {lr}: give a number above 0")
     bs = min(bs, len(train))
     if bs < 2: raise InputError(f"a batch of {bs}: give 2 or more")
-    return dict(head=head, upto=upto, finetune=finetune, bs=bs, epochs=epochs or max(10, -(-400*bs//len(train))), lr=lr or (1e-3 if finetune else .1), flip=flip, seed=seed, precision=precision)
+    return dict(head=head, upto=upto, finetune=finetune, bs=bs, epochs=epochs or max(10, -(-400*bs//len(train))),
+                lr=lr or (1e-3 if finetune else .1), flip=flip, seed=seed, precision=precision)
 
 def transfer(
     run, # a `Run`, or its folder
@@ -98,14 +101,19 @@ def transfer(
     t = dict(transfer_settings(train, **settings), images=[_images_sum(i) for i in (train,held)], **({'scale': scale} if scale else {}))
     sweep(run.folder)
     folder = transfer_folder(run, name or f"{t['head']}{t['upto'] or ''}{'-finetune' if t['finetune'] else ''}-{len(train)}labels", t)
-    print(f"{t['head']} head on {'all' if t['upto'] is None else 'the first '+str(t['upto'])} blocks, {'all trained' if t['finetune'] else 'frozen'}; {len(train)} labelled images of {train.c} classes, {t['epochs']} epochs of {t['bs']} a batch; measured on {len(held)} others{seen_words(seen)}")
+    blocks = 'all' if t['upto'] is None else 'the first '+str(t['upto'])
+    print(f"{t['head']} head on {blocks} blocks, {'all trained' if t['finetune'] else 'frozen'}; "
+          f"{len(train)} labelled images of {train.c} classes, {t['epochs']} epochs of {t['bs']} a batch; "
+          f"measured on {len(held)} others{seen_words(seen)}")
     try: metrics,model,step = compare(run, c, t, train, held, device, folder, against)
     except InputError:
         if [p.name for p in folder.glob('*')] == ['config.json']: (folder/'config.json').unlink(); folder.rmdir()  # nothing was learned: so that the right command may follow
         raise
     save_weights(model, folder/'weights.safetensors', run=c, transfer=t, vocab=train.vocab, attributes=train.y.dtype == torch.bool)
     measured = dict(seen=seen, **never_looks(model, train, held, run.norm))
-    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, **measured, sizes=dict(train=len(train), valid=len(held)), vocab=train.vocab, machine=dict(machine(device), step=step), commit=git_commit())
+    result = dict(name=folder.name.removeprefix('transfer-'), settings=t, metrics=metrics, **measured,
+                  sizes=dict(train=len(train), valid=len(held)), vocab=train.vocab,
+                  machine=dict(machine(device), step=step), commit=git_commit())
     write_json(folder/'result.json', **result)
     write_report(run)
     print(f"\n{transfer_table(result).to_string()}\n\nweights: {folder/'weights.safetensors'}, page: {run.folder/'report.html'}")

@@ -92,7 +92,8 @@ def report_demo(
     "Print the tables, draw the figure"
     from ssl_nb.demo import demo_figure, demo_table, probe_table
     results = same_setting(runs, place)
-    over = 'pretrainings (seeds), each the mean of its draws of the labels' if len({r['seed'] for r in results}) > 1 else 'draws of the labels'
+    several = len({r['seed'] for r in results}) > 1
+    over = 'pretrainings (seeds), each the mean of its draws of the labels' if several else 'draws of the labels'
     print(f"\nTest accuracy (%) with few labels, mean ± standard deviation over {over}:\n\n{demo_table(results).to_string()}\n")
     print(f"kNN test accuracy (%) on the features of each block:\n\n{probe_table(results).to_string()}\n")
     save_figure(demo_figure(results), place, runs)
@@ -104,8 +105,8 @@ def report_rotnet(
     "Print the tables of the report with ours beside, draw its figures"
     import numpy as np
     from ssl_nb.demo import probe_table
-    from ssl_nb.rotnet_study import (FIGURES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotnet_figure, rotnet_table, sign_figure,
-                                     sign_table)
+    from ssl_nb.rotnet_study import (FIGURES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table,
+                                     rotnet_figure, rotnet_table, sign_figure, sign_table)
     results = same_setting(runs, place)
     tables = {'Rotations told right (%), Figure 4': rotation_table(results), 'kNN on the features of each block (%)': probe_table(results)}
     tables.update({f'Table {n}: {title}, test accuracy (%)': rotnet_table(results, n) for n,(title,_) in TABLES.items()})
@@ -238,7 +239,7 @@ def find_images(
 @call_parse
 @plain_errors
 def ssl_study(
-    study:str, # which study: demo, rotnet, rotations (the paper's ablation: 2, 4 or 8 turns), trials (settings, on held-out images), or simsiam
+    study:str, # which: demo, rotnet, rotations (the paper's ablation: 2, 4 or 8 turns), trials (settings, on held-out images), or simsiam
     scale:str='small', # how much of it: tiny (seconds), small (minutes on two cores), full (a GPU)
     protocol:str='best', # whose settings: best, paper or report; the demo has best only
     seed:int=0, # of the pretraining, the random blocks and the heads
@@ -263,7 +264,8 @@ def ssl_study(
     name = find_images(study, images, data)
     from ssl_nb.simsiam_study import without_missing_weights
     from ssl_nb.study import Place, run_study
-    more = {**(dict(labels=few) if study not in _ALL_LABELS else {}), **(dict(signs=find_signs(data, download)) if study == 'rotnet' else {})}
+    more = {} if study in _ALL_LABELS else dict(labels=few)
+    if study == 'rotnet': more.update(signs=find_signs(data, download))
     runs = study_runs(study)(scale, protocol, seed, name, **more)
     place = Place(Path(out)/study, device, data or None, download, name, minutes or None, precision, partial=partial, **(dict(size=runs[0]['config']['size']) if name == 'celeba' else {}))
     place.data  # what is wrong with the images comes before all plans
@@ -290,7 +292,8 @@ def cache_of(
     "Where decoded images are kept: in a folder, nowhere (None), or where they usually are (True)"
     return True if not text else None if text.lower() == 'none' else text
 
-_BETWEEN = '_-' if hasattr(fastcore.script, 'Param') else '-_'  # between the words of an option: what this fastcore wants, and what another one does
+# between the words of an option: what this fastcore wants, and what another one does
+_BETWEEN = '_-' if hasattr(fastcore.script, 'Param') else '-_'
 
 def _as_fastcore_wants(a):
     "An option with the sign between its words that fastcore understands"
@@ -331,7 +334,9 @@ def ssl_pretrain(
     if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))
     args.update(max_bad=max_bad, cache=cache_of(cache))
-    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device, method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed, weights=weights or None, prefix=prefix or None, precision=precision, **args)
+    pretrain(folder, out, labelled or None, size or None, labels or None, sep or None, minutes or None, device,
+             method=method, backbone=backbone, epochs=epochs, bs=bs or None, lr=lr or None, seed=seed,
+             weights=weights or None, prefix=prefix or None, precision=precision, **args)
     if is_first(): print(f"\nWhat to do next:\n  ssl_transfer {quote(out)} LABELLED_FOLDER    a classifier from few labels\n  ssl_export {quote(out)} --to timm            the weights for other programs")
 
 @call_parse
@@ -344,7 +349,7 @@ def ssl_transfer(
     freeze:bool=False, # train the head only; the default
     finetune:bool=False, # train the blocks too
     valid:str='', # folder of labelled images to measure on; by default a quarter is held out
-    labels:str='folders', # folders (names of subfolders are classes) or a CSV file with columns file and label: each folder's own, or one for both
+    labels:str='folders', # folders (subfolders are classes) or a CSV file with columns file and label: each folder's own, or one for both
     valid_labels:str='', # of the folder --valid; by default as --labels
     sep:str='', # what stands between several labels of an image in the CSV file
     max_bad:float=.1, # stop when a larger share of the images cannot be read, 0 to 1
@@ -361,7 +366,9 @@ def ssl_transfer(
     if freeze and finetune: raise InputError("--freeze and --finetune: give one of them")
     from ssl_nb.classifier import transfer
     read = dict(valid_labels=valid_labels or None, max_bad=max_bad, cache=cache_of(cache))
-    done = transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, **read, head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed, precision=precision, **(dict(upto=upto) if upto else {}))
+    done = transfer(run, folder, valid or None, labels, sep or None, not alone, device=device, **read,
+                    head=head, finetune=finetune, epochs=epochs or None, bs=bs, lr=lr or None, flip=not noflip, seed=seed,
+                    precision=precision, **(dict(upto=upto) if upto else {}))
     made = str(Path(run)/('transfer-' + done['name']))
     print(f"\nWhat to do next:\n  ssl_export {quote(run)} --to timm            the pretrained weights for other programs\n  load_classifier({made!r})    the classifier, in Python: from ssl_nb.classifier import load_classifier")
 

@@ -268,7 +268,7 @@ def _note(f, log, x):
     log.write(json.dumps(line).encode() + b'\n'); log.flush()
 
 def _stands(f, log, row):
-    "For each image that a stopped process left whole in `f` and `log`: whether it is grey, or why it was not read. Cuts both behind the last."
+    "For each image that a stopped process left whole in `f` and `log`: is it grey, or why was it not read? Cuts both behind the last."
     done,at,end = [], 0, 0
     f.seek(0); log.seek(0)
     for line in log:
@@ -313,7 +313,7 @@ def _find_scale(root, names, workers=None, bar=False):
     return {kind: _range(kind, min(v), max(v)) for kind,v in sorted(held.items())}
 
 def _read_all(f, root, names, size, channels, workers, max_bad, bar, scale=None, log=None):
-    "Append all images to `f`, after what its `log` says is there; gives the names that were read, why others were not, and the shape of all"
+    "Append all images to `f`, after what its `log` says is there; gives names that were read, why others were not, and the shape of all"
     files,skipped,grey = [], {}, channels is None
     done = _stands(f, log, (channels or 3)*size*size) if log else []
     read = _in_threads(partial(_try_square, size=size, channels=channels, scale=scale), root, names[len(done):], workers, bar, len(done))
@@ -372,7 +372,7 @@ def _mapped(f, shape):
     return np.array(x) if fits(x.nbytes) else x
 
 def _kept(path, found, size):
-    "The images kept at `path`, names that were read, why others were not, the range of deep values; None when they are not as they were written"
+    "The images kept at `path`, names that were read, why others were not, the range of deep values; None when they are not as written"
     try:
         about = json.loads(path.with_suffix('.json').read_text())
         files,skipped,shape,scale = (about[k] for k in ('files','skipped','shape','scale'))
@@ -443,9 +443,9 @@ def decode_images(
     workers:int|None=None, # threads that decode; by default as many as there are cores
     max_bad:float=.1, # stop when a larger share cannot be read, 0 to 1
     bar:bool=True, # show progress?
-    part:str='', # a name for these images, if they are not all of the folder: what is kept of one part does not replace what is kept of another
-    scale:dict|None=None): # the range of values of more than 8 bits, as an earlier call gave it for images that go with these; by default their own
-    "The images as `uint8` [N,C,S,S], their files, why others were not read, and the range of deep values. Raises `InputError` for too many others."
+    part:str='', # a name for these images, if they are not all of the folder: what is kept of one part does not replace another's
+    scale:dict|None=None): # range of values of more than 8 bits, as a call gave it for images that go with these; by default their own
+    "Images as `uint8` [N,C,S,S], their files, why others were not read, range of deep values. Raises `InputError` for too many others."
     need = memory_needed(len(found), size, channels or 3)
     path = cache_folder(cache) and _cache_path(cache, root, found, size, channels, part, scale)
     kept = path and _kept(path, found, size)

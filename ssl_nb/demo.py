@@ -43,9 +43,10 @@ def demo_runs(
 # %% ../nbs/17_demo.ipynb #65e16804
 def demo_accuracies(
     results:list): # of one setting and any seeds, from `read_results`
-    "Method -> labels a class -> test accuracies: one a draw of the labels, or, of several pretrainings (seeds), the mean over draws for each. Raises `InputError` for results that do not belong together."
+    "Method -> labels a class -> accuracies by draw or, if several, by seed. Raises `InputError` for results that do not belong together."
     runs = [r for r in one_setting(results, 'scale', 'protocol', 'data') if r['kind'] == 'transfer']
     table = pd.DataFrame([dict(r['config'], seed=r['seed'], accuracy=r['metrics']['accuracy']) for r in runs])
+    # several pretrainings are compared by the mean over the draws of each
     if table['seed'].nunique() > 1: table = table.groupby(['method','labels','seed'], as_index=False)['accuracy'].mean()
     return {name: {int(k): t['accuracy'].tolist() for k,t in table[table['method'] == m].groupby('labels')} for m,name in METHODS.items()}
 

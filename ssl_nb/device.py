@@ -70,7 +70,7 @@ def bf16_units():
 def check_precision(
     precision:str, # of `PRECISIONS`
     kind:str): # of device: `cpu`, `cuda`, ...
-    "The same; for `auto` the best of a GPU (fp16 on those that only emulate bf16), and on a CPU with `bf16_units` still `auto`: to be measured. Raises `InputError`."
+    "The same; for `auto` the best of a GPU, and on a CPU with `bf16_units` still `auto`: to be measured. Raises `InputError`."
     if precision == 'auto': precision = os.environ.get('SSL_NB_PRECISION', 'auto')
     if precision not in PRECISIONS: raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == 'fp16' and kind != 'cuda' or precision == 'bf16' and kind not in ('cuda','cpu'):
@@ -106,7 +106,8 @@ def machine(
     "Device, versions and code that a result was made with"
     gpu = torch.device(device).type == 'cuda'
     cpu = {} if gpu else dict(units=bf16_units(), allocator='kept' if keep_memory.cache_info().currsize and keep_memory() else 'system')
-    return dict(device=str(device), name=torch.cuda.get_device_name(device) if gpu else _cpu_name(), **cpu, threads=torch.get_num_threads(), python=platform.python_version(),
+    return dict(device=str(device), name=torch.cuda.get_device_name(device) if gpu else _cpu_name(), **cpu,
+                threads=torch.get_num_threads(), python=platform.python_version(),
                 **{p: metadata.version(p) for p in ('torch','torchvision','fastai','fastcore','timm','ssl_nb')})
 
 # %% ../nbs/05_device.ipynb #d679f8ec

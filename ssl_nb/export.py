@@ -48,7 +48,7 @@ def build_trunk(
     recipe:dict, # `name`: 'nin' or one for `backbone`; `size`: side of the images, pixels; and arguments of either
     weights=None, # None: random; 'imagenet': timm's own; or a file, which `load_any` reads
     prefix:str|None=None): # what stands before the names in the file; by default what fits most
-    "A trunk from its recipe, as a run or the header of a file holds it; `trunk.loaded` tells of its weights. Raises `InputError` when these or it do not fit."
+    "A trunk from the recipe of a run or a file; `trunk.loaded` tells of its weights. Raises `InputError` when these or it do not fit."
     args = dict(recipe)
     name,size = args.pop('name', None), args.pop('size', 32)
     if not isinstance(name, str) or not isinstance(size, int): raise InputError(f"no recipe of a trunk: {recipe}; it needs a name, such as 'resnet18' or 'nin', and a size in pixels")

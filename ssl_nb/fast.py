@@ -210,7 +210,8 @@ class FastStep(Callback):
         record=None, # what makes a graph: by default `CudaGraph` on a GPU; `Tape` tests
         say=print, # is given `how` at the first fit; None says nothing
         why:str|None=None): # the reason of the precision, in words
-        self.graph_wanted,self.record,self.say,self.why,self.off,self.views = graph, record, say, why, None, 'there is no GPU'  # `views`: why they are not made by one kernel
+        self.graph_wanted,self.record,self.say,self.why,self.off = graph, record, say, why, None
+        self.views = 'there is no GPU'  # why they are not made by one kernel
 
     _stateattrs = 'tape','live','kept','left'  # not exported: a graph cannot be
 
@@ -374,7 +375,8 @@ def trial_steps(
     watch,keep = _Stopwatch(n), {id(learn): None}  # a callback knows its learner, which is not to be copied
     cbs = [deepcopy(cb, keep) for cb in learn.cbs if in_step(cb) and not isinstance(cb, MixedPrecision)]
     layout = [ChannelsLast()] if any(isinstance(cb, ChannelsLast) for cb in learn.cbs) else []
-    trial = Learner(DataLoaders(train, train, device=getattr(train, 'device', None)), deepcopy(learn.model), learn.loss_func, learn.opt_func, lr=1e-4, splitter=learn.splitter,
+    trial = Learner(DataLoaders(train, train, device=getattr(train, 'device', None)), deepcopy(learn.model),
+                    learn.loss_func, learn.opt_func, lr=1e-4, splitter=learn.splitter,
                     cbs=[*cbs, *layout, *precision_callbacks(precision, 'cpu'), watch])
     with trial.no_bar(), trial.no_logging(): trial.fit(1)
     return watch.secs[1:] or watch.secs
@@ -430,13 +432,14 @@ def _fuse_views(self:FastStep, precision):
 # %% ../nbs/15b_fast.ipynb #b019b38b
 @patch
 def fast(self:Learner,
-    precision:str='auto', # `bf16`, `fp16` or `float32`; by default what the device computes fastest
+    precision:str='auto', # `bf16`, `fp16` or `float32`; by default what the device computes fastest: on a CPU a few timed steps tell
     graph:bool=True, # replay the step as a CUDA graph, where it can be had
     compile:bool=False, # have torch.compile fuse the net's small kernels (BatchNorm, ReLU, sums)? It takes a minute or more at the first step
     say=print, # is told at the first fit what is on, and why the rest is off; None says nothing
     record=None): # what makes a graph: by default `CudaGraph` on a GPU
-    "Train as fast as the device allows: half precision (on a CPU where a few timed steps say that it is faster), channels-last convolutions, the whole step as a CUDA graph. Gives the `Learner`. Raises `InputError` for a precision that the device has not."
-    kind = torch.device(getattr(self.dls, 'device', None) or next(self.model.parameters()).device).type  # fastai moves the model when the fit begins
+    "Half precision, channels-last, the step as a CUDA graph; gives the `Learner`. Raises `InputError` for a precision that it cannot have."
+    # of the loaders, for fastai moves the model when the fit begins
+    kind = torch.device(getattr(self.dls, 'device', None) or next(self.model.parameters()).device).type
     precision,why = check_precision(precision, kind), None
     for cb in [cb for cb in self.cbs if isinstance(cb, (FastStep,MixedPrecision))]: self.remove_cb(cb)
     if is_conv(self.model) and not any(isinstance(cb, ChannelsLast) for cb in self.cbs): self.add_cb(ChannelsLast())

@@ -30,7 +30,7 @@ _all_ = ['good_size', 'fits', 'memory_needed']  # from `decode`: one import is e
 
 # %% ../nbs/26_folders.ipynb #1abe688d
 class FolderImages(Images):
-    "`Images` that come from files: `files` and `root` say from which, `skipped` and `passed` what was left out, `scale` what became 0 to 255"
+    "`Images` from files: `files` and `root` say from which, `skipped` and `passed` what was left out, `scale` what became 0 to 255"
     on_disk = False  # are they read batch by batch, since memory does not hold them?
     kept = None  # the folder where they are kept decoded
     def __init__(self,
@@ -98,7 +98,8 @@ def _why_parts(names, root):
     first = next((n for n in names if _part(n) == 'train'), names[0])
     listed = ', '.join(map(shown, names[:5])) + ', ...'*(len(names) > 5)
     one = shown(os.path.join(root, first))
-    return f"{shown(root)}: its subfolders are called {listed}, as parts of a data set are, not classes; give one of them, such as {one}, or labels=None"
+    return (f"{shown(root)}: its subfolders are called {listed}, as parts of a data set are, not classes; "
+            f"give one of them, such as {one}, or labels=None")
 
 # %% ../nbs/26_folders.ipynb #d98a9b25
 def _csv_text(path):
@@ -149,7 +150,8 @@ def _csv_labels(path, found, root, sep, others=()):
         if name is None: lost.append(f"{where}: there is no image {file[:200]!r} in {shown(root)}")
         elif labels.setdefault(name, names) != names: raise InputError(f"{where}: {file[:200]!r} had another label in a line before; leave one of them")
     if lost: raise InputError(f"{lost[0]} (such rows in all: {len(lost)}); names go from that folder, or from where the CSV file is")
-    if not labels and others: raise InputError(f"{shown(path)} names no image of {shown(root)}; give a CSV file of its own (valid_labels=FILE)")
+    if not labels and others:
+        raise InputError(f"{shown(path)} names no image of {shown(root)}; give a CSV file of its own (valid_labels=FILE)")
     if not labels: raise InputError(f"{shown(path)} names no image; give each a row under file,label")
     return labels
 
@@ -164,7 +166,9 @@ def _check_vocab(vocab, labels, several, root):
     vocab = sorted({n for names in labels.values() for n in names}) if vocab is None else [_nfc(str(v)) for v in vocab]
     if len(set(vocab)) < len(vocab): raise InputError(f"vocab has {max(vocab, key=vocab.count)!r} more than once; give each name once")
     if not vocab: raise InputError(f"{shown(root)}: no image has a label; give each one, or labels=None")
-    if len(vocab) == 1 and not several: raise InputError(f"{shown(root)}: there is one class only, {vocab[0]!r}, and nothing to tell it from; give the folder above, or labels=None")
+    if len(vocab) == 1 and not several:
+        raise InputError(f"{shown(root)}: there is one class only, {vocab[0]!r}, and nothing to tell it from; "
+                         "give the folder above, or labels=None")
     known = ', '.join(map(shown, vocab[:10])) + ', ...'*(len(vocab) > 10)
     for f,names in labels.items():
         for n in set(names) - set(vocab): raise InputError(f"{shown(f)} has the label {n!r}, which is not in vocab ({known}); add it there, or leave the image out")
@@ -198,9 +202,11 @@ def _check_settings(folder, size, labels, sep, channels, workers, max_bad, cache
     whole = lambda v, low, high: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
     path = lambda v: isinstance(v, (str,os.PathLike))
     if not path(folder): raise InputError(f"folder={folder!r}: give the path of a folder of images")
-    if size is not None and not whole(size, 8, 1024): raise InputError(f"size={size!r}: give a whole number from 8 to 1024, or leave it to be chosen (None)")
+    if size is not None and not whole(size, 8, 1024):
+        raise InputError(f"size={size!r}: give a whole number from 8 to 1024, or leave it to be chosen (None)")
     if labels is not None and not path(labels): raise InputError(f"labels={labels!r}: give 'folders', the path of a CSV file, or None")
-    if sep is not None and not (labels not in (None, 'folders') and isinstance(sep, str) and sep): raise InputError(f"sep={sep!r}: give what stands between several labels in a CSV file, and that file as labels, or leave it out")
+    if sep is not None and not (labels not in (None, 'folders') and isinstance(sep, str) and sep):
+        raise InputError(f"sep={sep!r}: give what stands between several labels in a CSV file, and that file as labels, or leave it out")
     if channels is not None and (not whole(channels, 1, 3) or channels == 2): raise InputError(f"channels={channels!r}: give 1 (grey) or 3 (colour), or None to have it chosen")
     if workers is not None and not whole(workers, 1, 1000): raise InputError(f"workers={workers!r}: give a whole number from 1 to 1000, or None for as many as there are cores")
     if not (isinstance(max_bad, (int,float)) and 0 <= max_bad <= 1): raise InputError(f"max_bad={max_bad!r}: give a share of the images, from 0 to 1")
@@ -228,7 +234,7 @@ def _find_labels(labels, found, root, sep, vocab, others=()):
 def image_folder(
     folder, # images anywhere below it
     size:int|None=64, # side of the images, pixels, 8 to 1024; None: chosen by `good_size`
-    labels='folders', # 'folders': the name of the first folder below `folder`; or a CSV file with the columns file and label; None: no labels
+    labels='folders', # 'folders': the name of the first folder below `folder`; or a CSV file with columns file and label; None: no labels
     sep:str|None=None, # what stands between several labels of an image in the CSV file; then `y` is `bool` [N,A]
     channels:int|None=None, # 1 or 3; None: 1 when every image is grey, else 3
     vocab:list|None=None, # names of the classes in order, so that two folders agree; by default those that occur, sorted
@@ -244,7 +250,8 @@ def image_folder(
     found = find_images(root, passed)
     named,vocab = _find_labels(labels, found, root, sep, vocab, others)
     table = find_csv(labels, root)
-    if table and Path(os.path.abspath(table)).is_relative_to(root): passed -= Counter([table.suffix.lower() or 'without a suffix'])  # it was read
+    if table and Path(os.path.abspath(table)).is_relative_to(root):  # it was read
+        passed -= Counter([table.suffix.lower() or 'without a suffix'])
     wanted = {f: stamp for f,stamp in found.items() if named is None or f in named}
     if size is None: size = good_size(root/f for f in wanted)
     part = '' if table is None else str(labels)

@@ -119,7 +119,8 @@ def ssl_learner(
     cbs=(), # further callbacks
     **kwargs): # for `Learner`: `metrics`, `splitter`, `lr`, ...
     "fastai's `Learner` with torch's SGD, channels-last convolutions and, on loaders of `image_dls`, no copy from the device per batch"
-    learn = Learner(dls, model, loss_func, opt_func or sgd(), cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), KeepMemory(), *L(cbs)], **kwargs)
+    learn = Learner(dls, model, loss_func, opt_func or sgd(),
+                    cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), KeepMemory(), *L(cbs)], **kwargs)
     if getattr(dls, 'device', None) is not None: learn.model.to(dls.device)  # fastai does so when the fit begins, and its optimiser is made before
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(LazyProgressCallback())
     return learn

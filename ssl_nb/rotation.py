@@ -104,7 +104,8 @@ def rotnet_learner(
     trunk = nin(protocol) if trunk is None else trunk
     model = nn.Sequential(trunk, linear_head(feature_shape(trunk, size=size), turns))
     kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
-    cbs = [Augment(*(augment or rotnet_augment(protocol))), *([] if rotated else [Rotation(turns, shown, smoothing)]), *L(kwargs.pop('cbs', None))]
+    cbs = [Augment(*(augment or rotnet_augment(protocol))), *([] if rotated else [Rotation(turns, shown, smoothing)]),
+           *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, nn.CrossEntropyLoss(), cbs=cbs, **kwargs)
 
 def rotation_accuracy(pred, targ):

@@ -40,7 +40,8 @@ _DROPS = dict(nonlinear=[.2,.4,.45,.5], conv=[.35,.7,.85], supervised=[.3,.6,.8]
 
 RECIPES = dict(
     report=dict(pretrain=dict(bs=512, lr=.1, drops=[.31,.61,.81]), heads=dict(bs=128, lr=.1, mode='cached'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph','leaking'], drops=_DROPS),
-    paper=dict(pretrain=dict(bs=128, lr=.1, drops=[.3,.6,.8]), heads=dict(bs=128, lr=.1, mode='frozen'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph'],
+    paper=dict(pretrain=dict(bs=128, lr=.1, drops=[.3,.6,.8]), heads=dict(bs=128, lr=.1, mode='frozen'),
+               blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=16, lr=.05, crops=3), splits=['photograph'],
                drops=dict(_DROPS, nonlinear=[.2,.4,.45]), linear='normal'),
     best=dict(pretrain=dict(bs=128, lr=.1), heads=dict(bs=128, lr=.1, mode='frozen'), blocks=dict(bs=128, lr=.1, mode='finetune'), boxes=dict(bs=64, lr=.05, crops=10), splits=['photograph'], drops={}))
 
@@ -57,7 +58,8 @@ SCALES = dict(
               best=dict(  # a night on two cores: the fewest steps that beat the report, on the whole data and the whole net
                   reps=2, slow_reps=1, watch=2000, draws=[2,2,1,1,1],
                   epochs=dict(pretrain=15, nonlinear=20, conv=20, supervised=25, finetuned=20, boxes=30, fraction=4, artefact=5),
-                  pretrain=dict(bs=32), heads=dict(mode='cached', passes=4, watch=2000), blocks=dict(bs=64, watch=2000), fraction=dict(bs=64, steps=1000), artefact=dict(labels=None))))
+                  pretrain=dict(bs=32), heads=dict(mode='cached', passes=4, watch=2000), blocks=dict(bs=64, watch=2000),
+                  fraction=dict(bs=64, steps=1000), artefact=dict(labels=None))))
 
 # %% ../nbs/18_rotnet_study.ipynb #91104540
 def crops_of(run, place):
@@ -166,7 +168,8 @@ KINDS.update(boxes=boxes, artefact=artefact, block4=probe_block4, wide_start=wid
 COSTS.update(boxes=cost_boxes, artefact=cost_artefact, block4=cost_transfer, wide_start=cost_transfer)
 
 # %% ../nbs/18_rotnet_study.ipynb #e4fe751d
-PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines', fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact',
+PARTS = dict(pretrain='pretraining (Figure 4)', nonlinear='Table 3: blocks', conv='Tables 4 and 5: heads, baselines',
+             fraction='label fraction', long='label fraction, more steps', artefact='the BatchNorm artefact',
              demonstration='BatchNorm artefact, demonstration', boxes='Table 6: traffic signs')
 
 def rotnet_runs(
@@ -243,7 +246,8 @@ PAPER_FRACTION = {'supervised': {20: 33.66, 100: 47.26, 400: 74.19, 1000: 83.47,
 
 TABLES = {3: ('RotNet + non-linear, by block', {f'block {k}': f'block{k}' for k in (1,2,3,4)}),
           4: ('two heads on block 2', {'RotNet + non-linear': 'block2', 'RotNet + conv': 'conv', 'RotNet + conv, wider head': 'conv-wide'}),
-          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv', 'random + conv, as frozen by TensorFlow 1': 'artefact',
+          5: ('against labels and against chance', {'supervised NIN': 'supervised', 'RotNet + conv': 'conv',
+              'random + conv, as frozen by TensorFlow 1': 'artefact',
               'demonstration of that on few labels': 'demonstration', 'random + conv, honest BatchNorm': 'random-conv',
               'RotNet + conv, fine-tuned': 'finetuned', 'random + non-linear': 'random-nonlinear'})}
 
@@ -407,7 +411,8 @@ def trial_runs(scale:str='small', protocol:str='best', seed:int=0, data:str='cif
     "Short pretrainings with one setting changed in each, measured on held-out training images"
     size = dict(tiny=dict(width=16, train=200, heldout=100), small=dict(width=64, train=10000, heldout=2000))[scale]
     base = dict(size, test=None, watch=500, bs=32, lr=.1, epochs=4)
-    return [dict(study='trials', run=f'{scale}-{protocol}-{data}-seed{seed}-trial{i}', name=name, part='trials', kind='pretrain', protocol=protocol, scale=scale, seed=seed,
+    return [dict(study='trials', run=f'{scale}-{protocol}-{data}-seed{seed}-trial{i}', name=name, part='trials',
+                 kind='pretrain', protocol=protocol, scale=scale, seed=seed,
                  data=dict(name=data), config={**base, **change}) for i,(name,change) in enumerate(TRIALS.items())]
 
 def trial_table(
@@ -418,5 +423,6 @@ def trial_table(
         rs = [r for r in results if r['name'] == name]
         knn = np.array([r['metrics']['knn'] for r in rs])
         blocks = {f'kNN, block {k+1}': mean_spread(knn[:,k].tolist()) if len(rs) else 'not run' for k in range(4)}
-        rows[name] = {'rotations': mean_spread([r['metrics']['rotation_accuracy'] for r in rs]), **blocks, 'seconds': f"{np.mean([r['seconds'] for r in rs]):.0f}" if rs else ''}
+        rows[name] = {'rotations': mean_spread([r['metrics']['rotation_accuracy'] for r in rs]), **blocks,
+                      'seconds': f"{np.mean([r['seconds'] for r in rs]):.0f}" if rs else ''}
     return pd.DataFrame(rows).T

@@ -88,7 +88,8 @@ def run_settings(
     by_net = 1 if lr or _wants_large_rates(recipe) else 1/50  # as transformers do not
     lr = lr or by_net*METHODS[method]['lr']*(bs/256 if method == 'simsiam' else 1)
     start = dict(weights=weights and str(weights), **(dict(prefix=prefix) if prefix else {}))
-    return dict(method=method, net=recipe, size=size, mean=mean, std=std, epochs=epochs, bs=bs, lr=lr, seed=seed, **start, precision=check_precision(precision, kind))
+    return dict(method=method, net=recipe, size=size, mean=mean, std=std, epochs=epochs, bs=bs, lr=lr, seed=seed, **start,
+                precision=check_precision(precision, kind))
 
 def _wants_large_rates(recipe):
     "Is it convolutional? A net that cannot be made is refused later, with sizes that can."
@@ -427,7 +428,8 @@ def check_out(
     *folders): # of images, or images
     "A run among the images would be found there with its pictures, and no longer be the same run"
     for f in folders:
-        if isinstance(f, (str,Path)) and Path(out).expanduser().resolve().is_relative_to(Path(f).expanduser().resolve()): raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
+        if isinstance(f, (str,Path)) and Path(out).expanduser().resolve().is_relative_to(Path(f).expanduser().resolve()):
+            raise InputError(f"{out} is in the folder of the images, {f}; choose another one, for its pictures would be taken for images")
 
 def _try_net(c, channels):
     "Make the net, and send two black images through it, before anything is written; gives what is to be said of its weights"
@@ -439,7 +441,8 @@ def _try_net(c, channels):
             works = ' or '.join(f'size={s}' for s in sizes)
             raise InputError(f"{c['net']['name']} cannot learn from images of {c['size']} pixels; take {works}") from e
         if isinstance(e, InputError): raise
-        raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); choose other arguments of the net") from e
+        raise InputError(f"{c['net']['name']} cannot learn from such images ({(str(e).splitlines() or [''])[0][:120]}); "
+                         "choose other arguments of the net") from e
     return trunk.loaded
 
 def _takes(c, channels, size):
@@ -471,7 +474,7 @@ _FILES = ('result.json', 'checkpoint.ckpt', 'report.html', 'views.png', 'curves.
           'neighbours-after.png')  # of a run, beside its configuration and its weights
 
 def _check_same(run, c, data):
-    "The configuration to go on with: the run's own, to the last digit. Raises `InputError` when the folder holds another run, or other images'."
+    "The configuration to go on with: the run's own, to the last digit. Raises `InputError` for another run there, or other images'."
     there,new = _remembered(run, data), json.loads(json.dumps({**c, **data}))
     if there is None and (other := [n for n in _FILES if (run.folder/n).exists()]):
         raise InputError(f"{run.folder} holds no run, but a {other[0]} that would be written over; choose another folder")
@@ -489,12 +492,15 @@ def _check_same(run, c, data):
 def say_plan(run, c, images, parts, copies, device, why=None):
     "Print what is to be done, and how long it will take"
     n,net = len(parts['fit']), ', '.join(f'{k}={v}' for k,v in c['net'].items() if k != 'name')
-    print(f"{c['method']} with {c['net']['name']} ({net}), {c['epochs']} epochs of {n} images of {tuple(images.x.shape[1:])}, {c['bs']} a batch, rate {c['lr']:.3g}")
-    print(f"on {device}, {c['precision']}{f' ({why})' if why else ''}, images {where_images_are(images, device)}; {len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
+    print(f"{c['method']} with {c['net']['name']} ({net}), {c['epochs']} epochs of {n} images "
+          f"of {tuple(images.x.shape[1:])}, {c['bs']} a batch, rate {c['lr']:.3g}")
+    print(f"on {device}, {c['precision']}{f' ({why})' if why else ''}, images {where_images_are(images, device)}; "
+          f"{len(parts['watch'])} images are held out" + (f", {copies} copies of held-out images are left out" if copies else ''))
     if 'bank' in parts: print(f"measured by {len(parts['bank'])} labelled images on {len(parts['query'])} others")
     else: print("no labels, so neither kNN nor a linear probe will say what is gained: `labelled` (--labelled FOLDER) is for that")
     if getattr(images, 'scale', None): print(scale_words(images.scale))
-    if getattr(images, 'kept', None): print(f"decoded images are kept in {_from_here(images.kept)}; `cache` (--cache FOLDER) chooses another folder")
+    if getattr(images, 'kept', None):
+        print(f"decoded images are kept in {_from_here(images.kept)}; `cache` (--cache FOLDER) chooses another folder")
     done = run.folder/'checkpoint.ckpt'
     if done.exists(): print(f"goes on from {done}")
     else: print(f"about {duration(seconds_needed(c, images, n, device))} on this machine; Ctrl-C stops, and the same command goes on", flush=True)
@@ -529,7 +535,10 @@ def _finish(run, c, images, parts, copies, learn, trunk, device):
     _save_figure(run, 'curves', plot_history({c['method']: h}, keys))
     _save_neighbours(run, parts['watch'], start, trunk)
     said = dict(guess=guesses(*labels) if labels else {}, loaded=str(start.loaded), collapse=_collapse(learn, h[-1], len(parts['watch'])))
-    run.save('result.json', **said, metrics=metrics, history=h, seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1), sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}), passed=dict(getattr(images, 'passed', {})), machine=dict(machine(device), step=learn.fast_step.how), commit=git_commit())
+    run.save('result.json', **said, metrics=metrics, history=h,
+             seconds=round(learn.checkpoint.secs + time.time()-learn.checkpoint.begun, 1),
+             sizes={k: len(v) for k,v in parts.items()}, copies=copies, skipped=getattr(images, 'skipped', {}),
+             passed=dict(getattr(images, 'passed', {})), machine=dict(machine(device), step=learn.fast_step.how), commit=git_commit())
     _close(run)
     print(f"\nWhat was gained, on images that were held out (%):\n\n{gain_table(run).to_string()}\n")
     if said['collapse']: print(f"{said['collapse']}\n")
@@ -635,7 +644,8 @@ def write_report(
         _section('How it learned', _warning(r.get('collapse')), _picture(f/'curves.png', 'loss and measures by epoch')),
         _section('What it learned from', _picture(f/'views.png', 'views of some images')),
         _section('Nearest neighbours', _words('Held-out images in the first column, and the images whose features are most similar: before, and after.'), _picture(f/'neighbours-before.png', 'before'), _picture(f/'neighbours-after.png', 'after')),
-        _section('Images', _words(f"{len(r['skipped'])} files were left out." + _passed(r) + f" {r['copies']} images that are copies of held-out ones were left out."), _skipped(r['skipped'])),
+        _section('Images', _words(f"{len(r['skipped'])} files were left out." + _passed(r)
+                                  + f" {r['copies']} images that are copies of held-out ones were left out."), _skipped(r['skipped'])),
         _section('Settings', _began(c, r), _table(pd.DataFrame({'': {k: str(v) for k,v in c.items()}})))]
     with atomic(f/'report.html') as part: part.write_text(_PAGE.format(title=html.escape(f'{f.name}: {c["method"]}'), body=''.join(parts)), encoding='utf-8', errors='replace')
 

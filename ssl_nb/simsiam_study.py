@@ -42,8 +42,10 @@ SETS = dict(sample=dict(size=32, stats='cifar10', backbones=['resnet18']), cifar
 # %% ../nbs/19_simsiam_study.ipynb #10665f17
 SIMSIAM_RECIPES = dict(
     report=dict(pretrain=dict(epochs=100, bs=64, accumulate=8, warmup=5, lr=1e-3), finetune=dict(bs=64, lr=1e-3, schedule='constant'), valid=.2, stats='imagenet', celeba=dict(size=224)),
-    paper=dict(pretrain=dict(epochs=800, bs=512, accumulate=1, warmup=0, lr=.03, whole=True), probe=dict(whole=True), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04),
-    best=dict(pretrain=dict(epochs=100, bs=512, accumulate=1, warmup=5, lr=.03), finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04))
+    paper=dict(pretrain=dict(epochs=800, bs=512, accumulate=1, warmup=0, lr=.03, whole=True), probe=dict(whole=True),
+               finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04),
+    best=dict(pretrain=dict(epochs=100, bs=512, accumulate=1, warmup=5, lr=.03),
+              finetune=dict(bs=64, lr=1e-3, schedule='one-cycle'), valid=.04))
 
 # %% ../nbs/19_simsiam_study.ipynb #cd277834
 _NARROW = dict(resnet18=dict(channels=[16,32,64,128]), efficientnet_b0={}, vit_small_2021=dict(embed_dim=192, depth=4, num_heads=4), pit_ti_224=dict(base_dims=[16,16,16], patch_size=16, stride=8))
@@ -64,7 +66,8 @@ def parts_of(run, place):
         train,test = place.part(c['train'], c['test'])
         fit,valid = (train, place.data['valid']) if 'valid' in place.data else holdout(train, c['valid'])
         bank,more = train if c.get('whole') else fit, place.data.get('unlabelled')
-        unlabelled = bank.unlabelled() if more is None else Images(torch.cat([bank.x, more.thin(c['unlabelled']).x]), name=f'{bank.name} and unlabelled')
+        unlabelled = bank.unlabelled() if more is None else \
+            Images(torch.cat([bank.x, more.thin(c['unlabelled']).x]), name=f'{bank.name} and unlabelled')
         return dict(unlabelled=unlabelled, bank=bank, fit=fit, valid=valid, test=test)
     return place.keep('parts', _key(c, 'train', 'test', 'valid', 'unlabelled', 'whole'), make)
 
@@ -94,7 +97,8 @@ def siamese_pretrain(run, place):
     h = [{**e, 'similarity': -e['valid_loss']} for e in history(learn)]
     seen = trunk if c['images'] == 'set' else set_bn_statistics(deepcopy(trunk), parts['fit'].thin(1000), _views(run)[1])  # statistics of noise say nothing of photographs; random blocks get these, too
     metrics = dict(similarity=h[-1]['similarity'], **(probe_trunk(seen, parts, _views(run)[1]) if probed else {}))
-    return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(images=len(images), bank=len(parts['bank']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
+    return dict(metrics=metrics, history=h, digest=weights_digest(trunk),
+                sizes=dict(images=len(images), bank=len(parts['bank']), test=len(parts['test'])), seconds_before=learn.checkpoint.secs)
 
 def probe_trunk(trunk, parts, norm):
     "kNN after each block and a linear probe after the last, on the test images"
@@ -115,7 +119,8 @@ def siamese_probe(run, place):
     "kNN and a linear probe on the features of random blocks"
     parts,norm = parts_of(run, place), _views(run)[1]
     trunk = set_bn_statistics(start_trunk(run, place), parts['fit'].thin(1000), norm)
-    return dict(metrics=probe_trunk(trunk, parts, norm), history=[], digest=weights_digest(trunk), sizes=dict(bank=len(parts['bank']), test=len(parts['test'])))
+    return dict(metrics=probe_trunk(trunk, parts, norm), history=[], digest=weights_digest(trunk),
+                sizes=dict(bank=len(parts['bank']), test=len(parts['test'])))
 
 def finetune_augment(run):
     "Random crop and flip, and the plain images for measuring"
@@ -166,7 +171,8 @@ def cost_siamese(run, place):
 def cost_siamese_probe(run, place):
     "A pass of all images"
     c,parts = run['config'], parts_of(run, place)
-    return [(c['backbone']+' alone', lambda: backbone(c['backbone'], c['size'], **c['net']), _shape(c), 64, 0, len(parts['bank']) + len(parts['test']))]
+    return [(c['backbone']+' alone', lambda: backbone(c['backbone'], c['size'], **c['net']), _shape(c), 64, 0,
+             len(parts['bank']) + len(parts['test']))]
 
 def cost_finetune(run, place):
     "Steps of the whole net, and passes to measure"

@@ -201,7 +201,8 @@ def fit_run(
     more = {**(dict(start_digest=origin) if origin else {}), 'precision': learn.precision}
     config = {**{k: run[k] for k in ('run','seed','data','config')}, **more}
     fit = fit or (partial(learn.fit_steps, drops=tuple(c['drops'])) if c.get('drops') else learn.fit_one_cycle)
-    fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(saved, config, place.minutes_left(), every=10*gpu), run.get('desc', run['name']))
+    fit_safely(learn, lambda: fit(c['epochs'], c['lr']), Checkpoint(saved, config, place.minutes_left(), every=10*gpu),
+               run.get('desc', run['name']))
     place.step = learn.fast_step.how
     return learn
 
@@ -251,14 +252,16 @@ def pretrain_rotation(run, place):
     if singly := run['protocol'] == 'report': train,test = (rotated_images(im, turns) for im in (train,test))
     torch.manual_seed(run['seed'])
     trunk = nin(run['protocol'], width=c['width'])
-    learn = rotnet_learner(image_dls(train, test.thin(c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'], turns=turns, rotated=singly,
+    learn = rotnet_learner(image_dls(train, test.thin(c.get('watch')), c['bs'], device=place.device), trunk, run['protocol'],
+                           turns=turns, rotated=singly,
                            shown=c.get('shown'), smoothing=c.get('smoothing', 0.), cbs=SmallFirst(c['small']) if c.get('small') else None)
     fit_run(learn, run, place)
     keep_weights(trunk, place.weights(run['run']), protocol=run['protocol'], width=c['width'], run=run['run'])
     h = history(learn)
     with learn.no_bar(): right = learn.validate(dl=ImageDL(test, 500, device=place.device))[1]  # forgets the history
     metrics = dict(rotation_accuracy=right, **(dict(knn=block_knn(trunk, run, place)) if c.get('heldout') else {}))
-    return dict(metrics=metrics, history=h, digest=weights_digest(trunk), sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
+    return dict(metrics=metrics, history=h, digest=weights_digest(trunk),
+                sizes=dict(train=len(train), test=len(test)), seconds_before=learn.checkpoint.secs)
 
 def block_knn(trunk, run, place):
     "kNN accuracy after each block, of the images that a pretraining was measured on"
@@ -311,18 +314,21 @@ def transfer(run, place, change=None):
     return dict(metrics=dict(accuracy=right), history=h, digest=weights_digest(learn.model), sizes=sizes, seconds_before=learn.checkpoint.secs)
 
 def transfer_features(run, place, trunk, few, test, head, precision):
-    "Features of the labelled images and of the test images, the mode to train in and its precision. Heads on the same blocks and images share them."
+    "Features of the labelled and the test images, the mode to train in and its precision. Heads on the same blocks and images share them."
     c,device = run['config'], place.device
     augment,norm = rotnet_augment(run['protocol'])
     before = torch.get_rng_state()
     if precision == 'auto': precision = head_precision(trunk, few, test, c['upto'], head, c['bs'], device)
     half,passes = precision == 'bf16', c.get('passes') or 1
-    if why := too_large(trunk, len(few)*passes + len(test), few.x.shape[-1], c['upto'], device, half): warnings.warn(why); return (few, test), 'frozen', precision
+    if why := too_large(trunk, len(few)*passes + len(test), few.x.shape[-1], c['upto'], device, half):
+        warnings.warn(why)
+        return (few, test), 'frozen', precision
     def make():
         torch.manual_seed(run['seed'])  # the crops of the augmented passes
         kept = cache_features(trunk, few, augment if c.get('passes') else norm, c['upto'], device, passes=passes, half=half)
         return kept, cache_features(trunk, test, norm, c['upto'], device, half=half)
-    key = json.dumps([weights_digest(trunk), run['protocol'], run['seed'], half, *(c.get(k) for k in ('train','test','upto','passes','labels','draw'))])
+    key = json.dumps([weights_digest(trunk), run['protocol'], run['seed'], half,
+                      *(c.get(k) for k in ('train','test','upto','passes','labels','draw'))])
     out = place.keep('features', key, make)
     torch.set_rng_state(before)  # the same head whether they were there or not
     return out, 'features', precision
@@ -330,7 +336,8 @@ def transfer_features(run, place, trunk, few, test, head, precision):
 def head_precision(trunk, few, test, upto, head, bs, device):
     "The precision in which a head on cached features trains faster, tried on the features of a few images"
     some = few.thin(max(64, bs))
-    return transfer_learner(trunk, some, test.thin(8), upto, head, 'cached', bs=min(bs, len(some)), device=device).fast('auto', say=None).precision
+    learn = transfer_learner(trunk, some, test.thin(8), upto, head, 'cached', bs=min(bs, len(some)), device=device)
+    return learn.fast('auto', say=None).precision
 
 KINDS = dict(pretrain=pretrain_rotation, probe=probe_blocks, transfer=transfer)
 
@@ -459,7 +466,8 @@ def do_run(
     out = KINDS[run['kind']](run, place)
     seconds = time.time()-start + out.pop('seconds_before', 0.)  # what it took before it was cut off counts too
     out.update(dict(start_digest=origin) if origin else {})
-    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1), machine=dict(machine(place.device), **(dict(step=place.step) if place.step else {})), commit=commit)
+    result = dict({k: v for k,v in run.items() if k != 'desc'}, **out, seconds=round(seconds, 1),
+                  machine=dict(machine(place.device), **(dict(step=place.step) if place.step else {})), commit=commit)
     save_result(result, place.folder)
     place.checkpoint(run['run']).unlink(missing_ok=True)
     gc.collect()  # Learner and callbacks hold each other, and the data with them

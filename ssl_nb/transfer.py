@@ -72,7 +72,8 @@ def cache_features(
     shape = feature_shape(trunk, upto, images.x.shape[-1])
     pool = nn.AdaptiveAvgPool2d(1) if pooled and len(shape) == 3 else nn.Identity()
     if len(shape) == 3 and pooled: shape = (shape[0], 1, 1)
-    feats = torch.empty(passes*len(images), *shape, device=device, dtype=torch.bfloat16 if half else None)  # to join batches would take the memory twice
+    # made whole, for to join batches would take the memory twice
+    feats = torch.empty(passes*len(images), *shape, device=device, dtype=torch.bfloat16 if half else None)
     at = 0
     for _ in range(passes):
         for x,*_ in ImageDL(images, bs): feats[at:at+len(x)] = pool(body(norm(x.to(device)))); at += len(x)
@@ -91,7 +92,8 @@ def too_large(
     numbers,free = prod(feature_shape(trunk, upto, size)), free_memory(device)
     need = n*numbers*(2 if half else 4)
     if free is None or need < .5*free: return None
-    return f"the features of {n} images after block {upto or len(trunk.blocks)} take {need/1e9:.1f} GB, and {free/1e9:.1f} GB are free: they are computed anew in every epoch"
+    return (f"the features of {n} images after block {upto or len(trunk.blocks)} take {need/1e9:.1f} GB, "
+            f"and {free/1e9:.1f} GB are free: they are computed anew in every epoch")
 
 def transfer_learner(
     trunk:Trunk, # pretrained or random; it stays as it is
@@ -121,7 +123,8 @@ def transfer_learner(
     kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))
     pooled = head == 'linear'
-    if mode == 'cached' and not pooled and (why := too_large(trunk, len(train)*(passes or 1) + len(valid), train.x.shape[-1], upto, device or default_device(), half)):
+    if mode == 'cached' and not pooled and (why := too_large(
+            trunk, len(train)*(passes or 1) + len(valid), train.x.shape[-1], upto, device or default_device(), half)):
         warnings.warn(why)
         mode,augment = 'frozen', augment if passes else norm
     if mode == 'cached':

@@ -102,7 +102,8 @@ def test_a_plain_learner_of_fastai(timed):
     def make():
         torch.manual_seed(0)
         trunk = NIN(width=16)
-        return Learner(image_dls(FEW, QUIZ, 16, device='cpu'), nn.Sequential(trunk, linear_head(feature_shape(trunk), 10)), lr=.01, cbs=Augment(Normalize(), Normalize()))
+        return Learner(image_dls(FEW, QUIZ, 16, device='cpu'), nn.Sequential(trunk, linear_head(feature_shape(trunk), 10)),
+                       lr=.01, cbs=Augment(Normalize(), Normalize()))
     a,b,c = (quietly(l) for l in (make(), make().fast(say=None), make().add_cb(CpuBf16())))
     assert b.precision == 'bf16' and {l.dtype for l in b.recorder.losses + c.recorder.losses} == {torch.float32}
     assert abs(float(a.recorder.losses[0]) - float(c.recorder.losses[0])) < .05  # the first loss is the same, but for rounding
@@ -117,7 +118,8 @@ def test_loaders_without_a_device(monkeypatch):
     data = torch.utils.data.TensorDataset(FEW.x.float()/255, FEW.y)
     dls = DataLoaders(*(torch.utils.data.DataLoader(data, 16) for _ in range(2)))
     assert getattr(dls, 'device', None) is None
-    learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)), nn.CrossEntropyLoss(), lr=.01).fast(say=None)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    learn = Learner(dls, net, nn.CrossEntropyLoss(), lr=.01).fast(say=None)
     assert learn.precision in ('float32','bf16') and 'times as fast' in learn.fast_step.why
     quietly(learn)
 

@@ -32,7 +32,8 @@ CASES = [dict(name=n, size=s) for n in NARROW for s in (32, 224 if n[0] == 'v' e
     dict(name='resnet18', size=32, channels=(16, 32, 64, 128)), dict(name='resnet18', size=64, in_chans=1, **NARROW['resnet18']), dict(name='resnet18', size=63, in_chans=1, **NARROW['resnet18']),
     dict(name='resnet18d', size=32, **NARROW['resnet18']), dict(name='efficientnet_b0', size=32, in_chans=1), dict(name='vit_small_2021', size=32, embed_dim=64), dict(name='vit_small_2021', size=96, embed_dim=64, in_chans=1),
     dict(name='vit_small_patch16_224', size=32, global_pool='avg', **NARROW['vit_small_patch16_224']), dict(name='pit_ti_224', size=96, in_chans=1, **NARROW['pit_ti_224'])]
-SMALL = {'mobilenetv3_small_050': {}, 'convnext_atto': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), 'regnetx_002': {}, 'regnetv_040': {}, 'mobileone_s0': {}, 'resnetv2_50': dict(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
+SMALL = {'mobilenetv3_small_050': {}, 'convnext_atto': dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), 'regnetx_002': {}, 'regnetv_040': {},
+         'mobileone_s0': {}, 'resnetv2_50': dict(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
          'densenet121': dict(block_config=(1, 1, 1, 1)), 'vit_tiny_patch16_224': dict(depth=4), 'pit_ti_224': NARROW['pit_ti_224'], 'efficientnet_lite0': {}}
 EDGES = 32, 63, 64, 96, 100  # a stem that is changed for small images, and patches that are, end somewhere here
 CASES += [dict(name=n, size=s, **kw) for n, kw in SMALL.items() for s in EDGES if (n[:3] != 'vit' or s != 100) and (n != 'regnetv_040' or s == 63)]
@@ -123,7 +124,9 @@ def test_a_plain_line_is_enough_for_large_images(outside, tmp_path):
         assert torch.equal(features(m, images(trunk)), theirs)
 
 
-@pytest.mark.parametrize('net, call', [(dict(name='resnet18', global_pool='max', **NARROW['resnet18']), 'm(x)'), (dict(name='vit_small_patch16_224', global_pool='', **NARROW['vit_small_patch16_224']), 'm(x).mean(1)')])
+@pytest.mark.parametrize('net, call', [
+    (dict(name='resnet18', global_pool='max', **NARROW['resnet18']), 'm(x)'),
+    (dict(name='vit_small_patch16_224', global_pool='', **NARROW['vit_small_patch16_224']), 'm(x).mean(1)')])
 def test_a_pool_of_its_own(net, call, tmp_path):
     "What the lines call features are those of the trunk, the mean of maps or of tokens; and the images are said to have the channels that they have"
     trunk, names = scramble(backbone(size=32, in_chans=1, **net)), dict(x=images(backbone(size=32, in_chans=1, **net)))
@@ -343,7 +346,8 @@ class Odd: pass
 
 def fastais(net, path, **kwargs):
     "What a fastai user's `learn.save` or `learn.export` wrote after a fit"
-    learn = Learner(image_dls(*(Images(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2) for _ in range(2)), 4, device='cpu'), nn.Sequential(net, *linear_head(feature_shape(net), 2)), path=path.parent, model_dir='.')
+    dls = image_dls(*(Images(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2) for _ in range(2)), 4, device='cpu')
+    learn = Learner(dls, nn.Sequential(net, *linear_head(feature_shape(net), 2)), path=path.parent, model_dir='.')
     learn.add_cb(Augment(Normalize(), Normalize()))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 0.)
     getattr(learn, *kwargs)(path.name if 'export' in kwargs else path.stem)
@@ -351,10 +355,15 @@ def fastais(net, path, **kwargs):
 
 
 REFUSED = {
-    'learn.save': lambda net, path: fastais(net, path, save=1), 'learn.export': lambda net, path: fastais(net, path, export=1), 'a module': lambda net, path: torch.save(net, path),
-    'a module in a dictionary': lambda net, path: torch.save(dict(epoch=3, model=net, args=Odd()), path), 'Lightning': lambda net, path: torch.save({'state_dict': net.state_dict(), 'hyper_parameters': Odd()}, path),
-    'two nets': lambda net, path: torch.save({'student': {k: v*0 for k, v in net.state_dict().items()}, 'teacher': net.state_dict(), 'args': Odd(), 'more': [Odd()], 'date': 3}, path),
-    'deeper': lambda net, path: torch.save({'run': {'net': net.state_dict(), 'args': Odd()}}, path), 'beside the tensors': lambda net, path: torch.save({**net.state_dict(), 'args': Odd()}, path),
+    'learn.save': lambda net, path: fastais(net, path, save=1),
+    'learn.export': lambda net, path: fastais(net, path, export=1),
+    'a module': lambda net, path: torch.save(net, path),
+    'a module in a dictionary': lambda net, path: torch.save(dict(epoch=3, model=net, args=Odd()), path),
+    'Lightning': lambda net, path: torch.save({'state_dict': net.state_dict(), 'hyper_parameters': Odd()}, path),
+    'two nets': lambda net, path: torch.save({'student': {k: v*0 for k, v in net.state_dict().items()}, 'teacher': net.state_dict(),
+                                              'args': Odd(), 'more': [Odd()], 'date': 3}, path),
+    'deeper': lambda net, path: torch.save({'run': {'net': net.state_dict(), 'args': Odd()}}, path),
+    'beside the tensors': lambda net, path: torch.save({**net.state_dict(), 'args': Odd()}, path),
     'before 1.6': lambda net, path: torch.save({'weights': net.state_dict(), 'args': Odd()}, path, _use_new_zipfile_serialization=False)}
 
 

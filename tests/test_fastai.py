@@ -521,7 +521,8 @@ def test_predict(again, tmp_path):
         torch.testing.assert_close(p, probs[7])
         assert name == TRAIN.vocab[k] and k == probs[7].argmax()
     assert torch.equal(torch.as_tensor(learn.predict(x, with_input=True)[0]), x)
-    for bad, said in ((x[:, :24], '(3, 24, 32)'), ('cat.jpg', 'image_folder'), (Image.new('RGB', (40, 40)), '(3, 40, 40)')): one_line_error(lambda: learn.predict(bad), said)
+    for bad, said in ((x[:, :24], '(3, 24, 32)'), ('cat.jpg', 'image_folder'), (Image.new('RGB', (40, 40)), '(3, 40, 40)')):
+        one_line_error(lambda: learn.predict(bad), said)
     bits = classifier([attributes(im) for im in FEW])
     if again: bits = reloaded(bits, tmp_path)
     names, there, p = bits.predict(x)
@@ -552,7 +553,8 @@ def test_top_losses_and_confusion(again, tmp_path):
     interp.plot_top_losses(3)
     titles, pictures = drawn()
     worst = losses.topk(3)[1]
-    assert [t.split(' / ')[0].split('/')[1] for t in titles] == [TRAIN.vocab[y] for y in FEW[1].y[worst]] and (pictures[0] == FEW[1].x[worst[0]].permute(1, 2, 0).numpy()).all()
+    assert [t.split(' / ')[0].split('/')[1] for t in titles] == [TRAIN.vocab[y] for y in FEW[1].y[worst]]
+    assert (pictures[0] == FEW[1].x[worst[0]].permute(1, 2, 0).numpy()).all()
     assert interp.confusion_matrix().sum() == 40 and interp.confusion_matrix().shape == (10, 10)
     assert all(a in TRAIN.vocab and b in TRAIN.vocab for a, b, _ in interp.most_confused())
     interp.plot_confusion_matrix()
@@ -561,7 +563,8 @@ def test_top_losses_and_confusion(again, tmp_path):
 
 
 def test_top_losses_without_names_and_of_attributes(capsys):
-    for parts in ([Images(im.x, im.y) for im in FEW], [attributes(im) for im in FEW], [Images(im.x/255, im.y, im.vocab) for im in FEW], [Images(NORM(im.x), im.y, im.vocab) for im in FEW]):
+    for parts in ([Images(im.x, im.y) for im in FEW], [attributes(im) for im in FEW],
+                  [Images(im.x/255, im.y, im.vocab) for im in FEW], [Images(NORM(im.x), im.y, im.vocab) for im in FEW]):
         learn = classifier(parts)
         learn.remove_cb(learn.progress)
         ClassificationInterpretation.from_learner(learn).plot_top_losses(2)

@@ -160,7 +160,8 @@ def test_one_range_for_all_that_goes_with_a_run(tmp_path, capfd, monkeypatch):
     later = image_folder(held, 16, scale=settings['scale'])
     assert settings['scale'] == scale and later.x.max() == round(500*255/4095)
     one_line(lambda: transfer(run, image_folder(few, 16), epochs=1, device='cpu'), "scale=run.config['scale']", '4095')
-    one_line(lambda: pretrain(image_folder(photos, 16, labels=None), tmp_path/'other', image_folder(few, 16), **{k: v for k, v in HOW.items() if k != 'size'}), 'scale=images.scale')
+    how = {k: v for k, v in HOW.items() if k != 'size'}
+    one_line(lambda: pretrain(image_folder(photos, 16, labels=None), tmp_path/'other', image_folder(few, 16), **how), 'scale=images.scale')
     assert not (tmp_path/'other').exists()
     more = deep(tmp_path/'photos', [98], 9000)  # another range makes other images of all
     one_line(lambda: pretrain(more, tmp_path/'run', few, **HOW), 'holds another run', 'its images were changed since')
@@ -185,17 +186,20 @@ def held_labels(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize('labels, valid', [('labels.csv', ''), ('{}/train/labels.csv', '{}/val/labels.csv'), ('labels.csv', '../val/labels.csv'), ('{}/both.csv', '')])
+@pytest.mark.parametrize('labels, valid', [
+    ('labels.csv', ''), ('{}/train/labels.csv', '{}/val/labels.csv'), ('labels.csv', '../val/labels.csv'), ('{}/both.csv', '')])
 def test_each_folder_has_its_own_labels(made, tables, monkeypatch, command, labels, valid):
     (tables/'both.csv').write_text('\n'.join(['file,label', *(f'{part}/{i}.png,{l[i%2]}' for part, l in (('train', 'ab'), ('val', 'ba')) for i in range(16))]))
     shutil.copytree(made/'run', tables/'run')
     monkeypatch.chdir(tables/'train')
     seen = held_labels(monkeypatch)
     more = ['--valid_labels', valid.format(tables)] if valid else []
-    code, out, err = command('ssl_transfer', '../run', '.', '--valid', '../val', '--labels', labels.format(tables), *more, '--epochs', 1, '--alone', '--device', 'cpu')
+    code, out, err = command('ssl_transfer', '../run', '.', '--valid', '../val', '--labels', labels.format(tables), *more,
+                             '--epochs', 1, '--alone', '--device', 'cpu')
     assert code == 0, err
     train, held = seen[0]
-    assert [[part.vocab[k] for k in part.y] for part in (train, held)] == [['ab'[int(f[:-4])%2] for f in train.files], ['ba'[int(f[:-4])%2] for f in held.files]]
+    assert [[part.vocab[k] for k in part.y] for part in (train, held)] == [
+        ['ab'[int(f[:-4])%2] for f in train.files], ['ba'[int(f[:-4])%2] for f in held.files]]
     assert f"labels: {tables/labels.format(tables) if '/' in labels else tables/'train/labels.csv'}" in out
 
 
@@ -218,7 +222,8 @@ def test_home(mine, tmp_path, monkeypatch, command):
     "`--out=~/run` is the home folder's, which a shell does not say; so in every option that is a path, and in Python"
     monkeypatch.setenv('HOME', str(mine))
     (tmp_path/'here').mkdir(); monkeypatch.chdir(tmp_path/'here')
-    assert command('ssl_pretrain', '~/photos', '--out', '~/new', '--labelled', '~/held', '--cache', '~/kept', '--weights', '~/run/weights.safetensors', *TINY)[0] == 0
+    assert command('ssl_pretrain', '~/photos', '--out', '~/new', '--labelled', '~/held', '--cache', '~/kept',
+                   '--weights', '~/run/weights.safetensors', *TINY)[0] == 0
     assert command('ssl_transfer', '~/new', '~/photos', '--valid', '~/held', '--cache', '~/kept', '--epochs', 1, '--alone', '--device', 'cpu')[0] == 0
     assert command('ssl_export', '~/new', '--out', '~/out.safetensors')[0] == 0
     assert (mine/'new/report.html').exists() and (mine/'out.safetensors').exists() and list((mine/'kept').glob('*.bin'))
@@ -231,7 +236,8 @@ def test_home(mine, tmp_path, monkeypatch, command):
 
 def test_a_dash_between_words(made, tmp_path):
     "`--valid-labels` and `--valid_labels`, whichever of them fastcore has"
-    r = subprocess.run([Path(sys.executable).with_name('ssl_pretrain'), made/'photos', f"--max{cli._BETWEEN[1]}bad=7", '--out', tmp_path/'run'], capture_output=True, text=True)
+    r = subprocess.run([Path(sys.executable).with_name('ssl_pretrain'), made/'photos', f"--max{cli._BETWEEN[1]}bad=7",
+                        '--out', tmp_path/'run'], capture_output=True, text=True)
     assert r.returncode == 2 and r.stderr.strip() == 'ssl_pretrain: --max-bad 7.0: give a share of the images, from 0 to 1', r.stderr
 
 
@@ -255,7 +261,8 @@ def test_where_decoded_images_are(mine, tmp_path, command, cache):
 
 def test_what_was_passed_over_is_on_the_page(mine, tmp_path, command):
     (mine/'photos/film.mp4').touch()
-    with pytest.warns(UserWarning, match='^photos: skipped as no images: 1 .mp4$'): code, out, err = command('ssl_pretrain', mine/'photos', '--out', tmp_path/'a', *TINY)
+    with pytest.warns(UserWarning, match='^photos: skipped as no images: 1 .mp4$'):
+        code, out, err = command('ssl_pretrain', mine/'photos', '--out', tmp_path/'a', *TINY)
     assert code == 0 and '1 .mp4' in (tmp_path/'a/report.html').read_text()
 
 
@@ -286,7 +293,11 @@ def test_messages_speak_of_options(made, tmp_path, command, name, args, said):
     for p in list((tmp_path/'bad').rglob('*.png'))[:10]: p.write_text('')
     at.update(photos=made/'photos', run=made/'run', weights=made/'run/weights.safetensors')
     args = [a.format(**at) for a in args]
-    if name == 'ssl_pretrain': args = [*(o for o in TINY if '--net' not in args or o not in ('--net', TINY[-1])), *args, '--out', tmp_path/'out'] if '--weights' not in args or '--net' in args else [*TINY[:-1], 'channels=(8,8,8,16)', *args, '--out', tmp_path/'out']
+    if name == 'ssl_pretrain':
+        if '--net' in args: tiny = [o for o in TINY if o not in ('--net', TINY[-1])]
+        elif '--weights' in args: tiny = [*TINY[:-1], 'channels=(8,8,8,16)']
+        else: tiny = TINY
+        args = [*tiny, *args, '--out', tmp_path/'out']
     code, out, err = command(name, *args)
     lines = [l for l in err.splitlines() if l.strip() and 'skipped' not in l]
     assert code == 2 and len(lines) == 1 and said.format(**at) in lines[0], (code, err)

@@ -95,7 +95,9 @@ def test_formats(tmp_path, end):
 def test_every_suffix_that_is_looked_for(tmp_path):
     "... and that Pillow can write too: all are read, by what is in them"
     writable = [e for e in decode.SUFFIXES if Image.registered_extensions()[e] in Image.SAVE]
-    for e in writable: photo(size=(64, 64)).convert('1' if e in ('.xbm', '.pbm') else 'L' if e == '.pfm' else 'RGB').convert('F' if e == '.pfm' else None).save(tmp_path/f'x{e}')
+    for e in writable:
+        image = photo(size=(64, 64)).convert('1' if e in ('.xbm', '.pbm') else 'L' if e == '.pfm' else 'RGB')
+        image.convert('F' if e == '.pfm' else None).save(tmp_path/f'x{e}')
     images = image_folder(tmp_path, cache=None)
     assert len(images) == len(writable) > 25 and not images.skipped and {'.jfif', '.jpe', '.jp2', '.tga'} <= set(writable)
 
@@ -126,7 +128,8 @@ def test_telephones(tmp_path, monkeypatch):
         format = 'HEIF'
         def _open(self): self._size, self._mode, self.tile = (40, 32), 'RGB', []
         def load(self): self.im = photo().im; return super().load()
-    for register, args in ((Image.register_open, ('HEIF', Reader, lambda head: head[4:12] == b'ftypheic')), (Image.register_extension, ('HEIF', '.heic'))): register(*args)
+    Image.register_open('HEIF', Reader, lambda head: head[4:12] == b'ftypheic')
+    Image.register_extension('HEIF', '.heic')
     try:
         monkeypatch.setattr(decode, 'SUFFIXES', decode._suffixes())
         images, _ = loud(image_folder, tmp_path, 32, max_bad=.5, cache=None)
@@ -343,8 +346,11 @@ def test_reasons(tmp_path):
     images, said = loud(image_folder, tmp_path, max_bad=.2)
     assert len(images) == 60
     huge, strange = 'too large (over 178 million pixels)', 'no image of a known kind'
-    assert images.skipped == {'text.jpg': strange, 'empty.jpg': 'empty', 'phone.HEIC': 'in .heic, which `pip install pillow-heif` makes readable', 'vector.png': strange, 'bomb.ppm': huge, 'bomb.png': huge}
-    assert said == [skipped_words(images)] and '6 files skipped (2 too large' in said[0] and '2 no image of a known kind' in said[0] and 'the first is bomb.png' in said[0]
+    assert images.skipped == {'text.jpg': strange, 'empty.jpg': 'empty',
+                              'phone.HEIC': 'in .heic, which `pip install pillow-heif` makes readable',
+                              'vector.png': strange, 'bomb.ppm': huge, 'bomb.png': huge}
+    assert said == [skipped_words(images)] and '6 files skipped (2 too large' in said[0]
+    assert '2 no image of a known kind' in said[0] and 'the first is bomb.png' in said[0]
     assert repr(images).endswith(', 6 skipped')
 
 
@@ -565,7 +571,9 @@ def test_unclear_folders(tmp_path):
     one_line(lambda: image_folder(tmp_path/'one', vocab=[]), 'no image has a label')
 
 
-@pytest.mark.parametrize('names', [['seg_train', 'seg_test'], ['seg_train', 'seg_test', 'seg_pred'], ['train2017', 'val2017'], ['Training Images', 'Test Images'], ['TRAIN'], ['train', 'valid', 'test', 'annotations']])
+@pytest.mark.parametrize('names', [
+    ['seg_train', 'seg_test'], ['seg_train', 'seg_test', 'seg_pred'], ['train2017', 'val2017'],
+    ['Training Images', 'Test Images'], ['TRAIN'], ['train', 'valid', 'test', 'annotations']])
 def test_parts_are_asked_about(tmp_path, names):
     fill(tmp_path, [f'{n}/cat/1.png' for n in names])
     line = one_line(lambda: image_folder(tmp_path), 'as parts of a data set are, not classes', 'give one of them, such as', 'labels=None')
@@ -631,7 +639,8 @@ def test_a_csv_belongs_to_its_folder(tmp_path, monkeypatch):
         fill(tmp_path/part, ['1.png', '2.png']); csv(tmp_path/part, 'file,label\n' + rows)
     for here in ('train', 'val', '.'):
         monkeypatch.chdir(tmp_path/here)
-        assert image_folder(tmp_path/'val', labels='labels.csv').y.tolist() == [1, 0] and image_folder(tmp_path/'train', labels='labels.csv').y.tolist() == [0, 1]
+        assert image_folder(tmp_path/'val', labels='labels.csv').y.tolist() == [1, 0]
+        assert image_folder(tmp_path/'train', labels='labels.csv').y.tolist() == [0, 1]
     assert image_folder(tmp_path/'val', labels=tmp_path/'train/labels.csv').y.tolist() == [0, 1]  # a whole path does what it says
 
 
@@ -642,7 +651,8 @@ def test_one_csv_over_two_folders(tmp_path):
     assert image_folder(train, labels=table, others=[val]).y.tolist() == [0, 1] and image_folder(val, labels=table, others=[train]).y.tolist() == [1, 0]
     one_line(lambda: image_folder(train, labels=table), "line 4: there is no image 'val/1.png'")
     csv(tmp_path, 'file,label\n1.png,cat\ntrain2.png,dog\nval2.png,cat\n')  # whose is 1.png?
-    one_line(lambda: image_folder(val, labels=table, others=[train]), f"line 2: '1.png' is in {val} and in {train}; give names that go from where the CSV file is")
+    one_line(lambda: image_folder(val, labels=table, others=[train]),
+             f"line 2: '1.png' is in {val} and in {train}; give names that go from where the CSV file is")
     csv(tmp_path, 'file,label\ntrain/1.png,cat\ntrain2.png,dog\n')
     one_line(lambda: image_folder(val, labels=table, others=[train]), f'names no image of {val}; give a CSV file of its own')
 

@@ -86,7 +86,8 @@ def test_only_what_a_dead_process_left_is_swept_away(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, '-c', '']); dead.wait()
     left = [Path(f'.views.png.{_here()}-{dead.pid}.tmp'), Path(f'transfer-x/.weights.safetensors.{_here()}-{dead.pid}.tmp')]
     alive = f'{_here()}-{os.getppid()}'
-    others = [Path(p) for p in ('.draft.tmp', 'photos/.draft.1.tmp', f'.report.html.{alive}.tmp', f'run2/.config.json.{alive}.tmp', f'.views.png.00000000-{dead.pid}.tmp')]
+    others = [Path(p) for p in ('.draft.tmp', 'photos/.draft.1.tmp',
+                                f'.report.html.{alive}.tmp', f'run2/.config.json.{alive}.tmp', f'.views.png.00000000-{dead.pid}.tmp')]
     for p in (*left, *others): p.parent.mkdir(exist_ok=True); p.write_text('x')
     pretrain(images(), '.', **TINY)
     assert all(p.exists() for p in others) and not any(p.exists() for p in left)
@@ -234,7 +235,8 @@ def stop_at(monkeypatch, name, step=3):
     return sent
 
 
-SIGNALS = {getattr(signal, n): how for n,how in (('SIGTERM',signal.SIG_DFL), ('SIGHUP',signal.SIG_DFL), ('SIGINT',signal.default_int_handler)) if hasattr(signal, n)}
+SIGNALS = {getattr(signal, n): how for n,how in (
+    ('SIGTERM',signal.SIG_DFL), ('SIGHUP',signal.SIG_DFL), ('SIGINT',signal.default_int_handler)) if hasattr(signal, n)}
 
 @pytest.fixture(autouse=True)
 def heard():

@@ -24,7 +24,8 @@ from ssl_nb.fast import *  # `learn.fast`
 from ssl_nb.study import check_commit, git_commit, save_result
 from ssl_nb.transfer import transfer_learner
 
-SIZES = {False: dict(width=32, channels=(16,32,64,128), rotnet=6, simsiam=10, train=4500, heads=6), True: dict(width=8, channels=(8,8,8,8), rotnet=1, simsiam=1, train=200, heads=1)}
+SIZES = {False: dict(width=32, channels=(16,32,64,128), rotnet=6, simsiam=10, train=4500, heads=6),
+         True: dict(width=8, channels=(8,8,8,8), rotnet=1, simsiam=1, train=200, heads=1)}
 
 def quietly(learn, fit):
     with learn.no_bar(), learn.no_logging(): fit(learn)
@@ -68,7 +69,9 @@ def main():
                 m = f(precision, seed, train, test, s)
                 for k,v in m.items(): rows.setdefault(name, {}).setdefault(k, {}).setdefault(precision, []).append(round(float(v), 4))
                 print(name, precision, seed, {k: f'{100*v:.1f}' for k,v in m.items()}, f'{time.time()-start:.0f} s', flush=True)
-    save_result(dict(study='speed', run='cpu-precision', name='cpu-precision', kind='precision', protocol='best', scale='tiny' if a.tiny else 'small', seed=0, data=dict(name='sample', train=len(train), test=len(test)),
-                     config=dict(s, seeds=a.seeds), metrics=rows, history=[], seconds=round(time.time()-start, 1), machine=machine('cpu'), commit=commit), a.out)
+    save_result(dict(study='speed', run='cpu-precision', name='cpu-precision', kind='precision', protocol='best',
+                     scale='tiny' if a.tiny else 'small', seed=0, data=dict(name='sample', train=len(train), test=len(test)),
+                     config=dict(s, seeds=a.seeds), metrics=rows, history=[], seconds=round(time.time()-start, 1),
+                     machine=machine('cpu'), commit=commit), a.out)
 
 if __name__ == '__main__': main()

@@ -5,8 +5,10 @@
     python tools/speed_cpu.py --out results/speed --memory   # what the allocator's setting costs and gains
     python tools/speed_cpu.py --out /tmp/x --tiny            # does it run?
 
-A contestant is a process, since how memory is kept cannot be taken back within one. All wait, and take turns in shuffled order; the time of a turn is that of a few whole steps: loader, views,
-forward, backward, optimiser. `as shipped` is what a user gets: ours by `learn.fast()`, the others in float32 with the system's allocator. `equal` gives all the same precision and allocator."""
+A contestant is a process, since how memory is kept cannot be taken back within one. All wait, and take turns in
+shuffled order; the time of a turn is that of a few whole steps: loader, views, forward, backward, optimiser.
+`as shipped` is what a user gets: ours by `learn.fast()`, the others in float32 with the system's allocator.
+`equal` gives all the same precision and allocator."""
 import argparse
 import json
 import os
@@ -26,7 +28,8 @@ NETS = { # steps: of a turn; bs: images a batch (NIN makes four, SimSiam two of 
     'resnet18': dict(label='SimSiam, ResNet-18, small stem', net=dict(name='resnet18'), bs=128, steps=1, channels_last=True),
     'efficientnet_b0': dict(label='SimSiam, EfficientNet-B0', net=dict(name='efficientnet_b0'), bs=128, steps=3, channels_last=True),
     'pit_ti': dict(label='SimSiam, PiT-Ti', net=dict(name='pit_ti_224'), bs=128, steps=3, channels_last=False),
-    'narrow64': dict(label='SimSiam, narrow ResNet-18 at 64 px', net=dict(name='resnet18', channels=(16,32,64,128), stem_width=16), bs=64, steps=4, size=64, channels_last=True),
+    'narrow64': dict(label='SimSiam, narrow ResNet-18 at 64 px', net=dict(name='resnet18', channels=(16,32,64,128), stem_width=16),
+                     bs=64, steps=4, size=64, channels_last=True),
     'resnet18_224': dict(label='SimSiam, ResNet-18 at 224 px', net=dict(name='resnet18'), bs=16, steps=1, size=224, channels_last=True)}
 TABLES = {'as shipped': ('ours','resident loop','tutorial loop','lightly'), 'equal': ('ours','resident loop','tutorial loop','lightly')}
 
@@ -137,7 +140,8 @@ def tutorial(name, bs, precision, tiny):
     end = [T.ToTensor(), T.Normalize(*CIFAR10_STATS)]
     blur = [T.RandomApply([T.GaussianBlur(size//20*2+1, (.1,2.))], .5)] if size > 32 else []
     one = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), *end]) if name == 'nin' else \
-        T.Compose([T.RandomResizedCrop(size, (.2,1.)), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(.4,.4,.4,.1)], .8), T.RandomGrayscale(.2), *blur, *end])
+        T.Compose([T.RandomResizedCrop(size, (.2,1.)), T.RandomHorizontalFlip(),
+                   T.RandomApply([T.ColorJitter(.4,.4,.4,.1)], .8), T.RandomGrayscale(.2), *blur, *end])
     class Set(torch.utils.data.Dataset):
         def __len__(self): return len(pils)
         def __getitem__(self, i): return one(pils[i]) if name == 'nin' else (one(pils[i]), one(pils[i]))
@@ -173,7 +177,8 @@ def lightly(name, bs, precision, tiny, workers=2):
         def __getitem__(self, i): return self.transform(self.items[i]), 0
     tfm = SimSiamTransform(input_size=size, gaussian_blur=.5 if size > 32 else 0., normalize=dict(zip(('mean','std'), CIFAR10_STATS)))
     data = LightlyDataset.from_torch_dataset(Pils(), transform=tfm)
-    loader = endless(torch.utils.data.DataLoader(data, bs, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0, collate_fn=MultiViewCollate()))
+    loader = endless(torch.utils.data.DataLoader(data, bs, shuffle=True, drop_last=True, num_workers=workers,
+                                                 persistent_workers=workers > 0, collate_fn=MultiViewCollate()))
     params = nn.ModuleList([body, proj, pred]).train()
     opt,crit = optimiser(params, name, bs), NegativeCosineSimilarity()
     def step():
@@ -209,9 +214,11 @@ def peak_mb():
 class Player:
     "A contestant's process"
     def __init__(self, a, net, contestant, precision, keep):
-        args = ['--worker', '--net', net, '--contestant', contestant, '--precision', precision, '--bs', str(8 if a.tiny else a.bs or NETS[net]['bs']), '--threads', str(a.threads)]
+        args = ['--worker', '--net', net, '--contestant', contestant, '--precision', precision,
+                '--bs', str(8 if a.tiny else a.bs or NETS[net]['bs']), '--threads', str(a.threads)]
         env = {**os.environ, 'OMP_NUM_THREADS': str(a.threads), **({} if keep else {'SSL_NB_ALLOCATOR': 'system'})}
-        self.p = subprocess.Popen([sys.executable, __file__, *args, *(['--keep'] if keep else []), *(['--tiny'] if a.tiny else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.p = subprocess.Popen([sys.executable, __file__, *args, *(['--keep'] if keep else []), *(['--tiny'] if a.tiny else [])],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.how = self.read()
 
     def read(self):
@@ -257,7 +264,8 @@ def flops(net):
 def save(a, run, **out):
     from ssl_nb.device import machine
     from ssl_nb.study import save_result
-    save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best', scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=a.commit, **out), a.out)
+    save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best',
+                     scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=a.commit, **out), a.out)
 
 def compare(a, net):
     start = time.time()
@@ -269,7 +277,9 @@ def compare(a, net):
         print(f'{NETS[net]["label"]}, {table}', flush=True)
         secs[table],peak[table],how[table] = play(a, net, who)
     products = {p: limit(p, a.threads) for p in ('float32','bf16')}
-    save(a, f'cpu-{net}', data=dict(name='sample'), config=dict(label=NETS[net]['label'], bs=NETS[net]['bs'], views=4 if net == 'nin' else 2, size=NETS[net].get('size', 32), rounds=a.rounds, steps=NETS[net]['steps'], threads=a.threads),
+    save(a, f'cpu-{net}', data=dict(name='sample'),
+         config=dict(label=NETS[net]['label'], bs=NETS[net]['bs'], views=4 if net == 'nin' else 2, size=NETS[net].get('size', 32),
+                     rounds=a.rounds, steps=NETS[net]['steps'], threads=a.threads),
          metrics=dict(seconds_a_step=secs, peak_mb=peak, how=how, gflops_a_view=flops(net)/1e9, products_gflops=products), seconds=round(time.time()-start, 1))
 
 def memory(a):
@@ -284,9 +294,11 @@ def memory(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--out', default='results/speed', help='folder for result files'); p.add_argument('--net', default='', help=f'one of {", ".join(NETS)}; by default all')
+    p.add_argument('--out', default='results/speed', help='folder for result files')
+    p.add_argument('--net', default='', help=f'one of {", ".join(NETS)}; by default all')
     p.add_argument('--rounds', type=int, default=5); p.add_argument('--threads', type=int, default=os.cpu_count()); p.add_argument('--bs', type=int, default=0)
-    p.add_argument('--tiny', action='store_true', help='small nets, to see whether it runs'); p.add_argument('--memory', action='store_true', help="the allocator's setting instead")
+    p.add_argument('--tiny', action='store_true', help='small nets, to see whether it runs')
+    p.add_argument('--memory', action='store_true', help="the allocator's setting instead")
     for hidden in ('--worker','--keep'): p.add_argument(hidden, action='store_true', help=argparse.SUPPRESS)
     for hidden in ('--contestant','--precision'): p.add_argument(hidden, help=argparse.SUPPRESS)
     a = p.parse_args()
