@@ -259,7 +259,7 @@ def flops(net):
     model,size = new_net(net, False).eval(), NETS[net].get('size', 32)
     x = torch.randn(2, 3, size, size)
     plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)  # attention as two products, which can be counted
-    with torch.no_grad(), plain, FlopCounterMode(display=False) as f: model(x) if net == 'nin' else model(x, x)
+    with plain, FlopCounterMode(display=False) as f: model(x) if net == 'nin' else model(x, x)
     return 3*f.get_total_flops()/(2 if net == 'nin' else 4)
 
 def save(a, run, **out):
