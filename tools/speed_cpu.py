@@ -213,9 +213,9 @@ def peak_mb():
 
 class Player:
     "A contestant's process"
-    def __init__(self, a, net, contestant, precision, keep):
+    def __init__(self, a, net, contestant, precision, keep, bs=0):
         args = ['--worker', '--net', net, '--contestant', contestant, '--precision', precision,
-                '--bs', str(8 if a.tiny else a.bs or NETS[net]['bs']), '--threads', str(a.threads)]
+                '--bs', str(8 if a.tiny else bs or NETS[net]['bs']), '--threads', str(a.threads)]
         env = {**os.environ, 'OMP_NUM_THREADS': str(a.threads), **({} if keep else {'SSL_NB_ALLOCATOR': 'system'})}
         self.p = subprocess.Popen([sys.executable, __file__, *args, *(['--keep'] if keep else []), *(['--tiny'] if a.tiny else [])],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -286,18 +286,20 @@ def compare(a, net):
 def memory(a):
     "Rate and peak memory with the system's allocator and with memory that is kept"
     start,rows = time.time(), {}
-    for net,precision in (('nin','float32'), ('nin','bf16'), ('resnet18','float32'), ('resnet18_224','float32')):
-        who = {'system': ('ours', precision, False), 'kept': ('ours', precision, True)}
-        print(f'{NETS[net]["label"]}, {precision}', flush=True)
+    cases = [('nin', p, bs) for bs in (128,32) for p in ('float32','bf16')] + [('resnet18','float32',128), ('resnet18_224','float32',16)]
+    for net,precision,bs in cases:
+        who = {'system': ('ours', precision, False, bs), 'kept': ('ours', precision, True, bs)}
+        name = f"{NETS[net]['label']}, {bs}{' x 4' if net == 'nin' else ''} images, {precision}"
+        print(name, flush=True)
         secs,peak,_ = play(a, net, who)
-        rows[f"{NETS[net]['label']}, {precision}"] = {k: dict(seconds_a_step=secs[k], peak_mb=peak[k]) for k in who}
+        rows[name] = {k: dict(seconds_a_step=secs[k], peak_mb=peak[k]) for k in who}
     save(a, 'cpu-memory', data=dict(name='sample'), config=dict(rounds=a.rounds, threads=a.threads), metrics=rows, seconds=round(time.time()-start, 1))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--out', default='results/speed', help='folder for result files')
     p.add_argument('--net', default='', help=f'one of {", ".join(NETS)}; by default all')
-    p.add_argument('--rounds', type=int, default=5); p.add_argument('--threads', type=int, default=os.cpu_count()); p.add_argument('--bs', type=int, default=0)
+    p.add_argument('--rounds', type=int, default=5); p.add_argument('--threads', type=int, default=os.cpu_count()); p.add_argument('--bs', type=int, default=0, help=argparse.SUPPRESS)
     p.add_argument('--tiny', action='store_true', help='small nets, to see whether it runs')
     p.add_argument('--memory', action='store_true', help="the allocator's setting instead")
     for hidden in ('--worker','--keep'): p.add_argument(hidden, action='store_true', help=argparse.SUPPRESS)
