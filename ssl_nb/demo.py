@@ -48,7 +48,8 @@ def demo_accuracies(
     table = pd.DataFrame([dict(r['config'], seed=r['seed'], accuracy=r['metrics']['accuracy']) for r in runs])
     # several pretrainings are compared by the mean over the draws of each
     if table['seed'].nunique() > 1: table = table.groupby(['method','labels','seed'], as_index=False)['accuracy'].mean()
-    return {name: {int(k): t['accuracy'].tolist() for k,t in table[table['method'] == m].groupby('labels')} for m,name in METHODS.items()}
+    def of(m, k): return table.loc[(table['method'] == m) & (table['labels'] == k), 'accuracy'].tolist()
+    return {name: {int(k): of(m, k) for k in sorted(table['labels'].unique())} for m,name in METHODS.items()}
 
 def demo_table(
     results:list): # of one setting and any seeds, from `read_results`

@@ -12,7 +12,7 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(ssl_nb.__path__) if not m.
 
 
 def test_modules_are_all_there():
-    assert MODULES == sorted('data augment nets heads schedule learner rotation transfer evaluate plots weights fast kernels scenes backbones neighbours datasets siamese study demo rotnet_study simsiam_study decode folders export distributed runs classifier cli'.split())
+    assert MODULES == sorted('errors device data augment nets heads schedule learner rotation transfer evaluate plots weights fast kernels scenes backbones neighbours datasets siamese study demo rotnet_study simsiam_study decode folders export distributed runs classifier cli'.split())
 
 
 @pytest.mark.parametrize('name', MODULES)

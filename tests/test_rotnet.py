@@ -10,7 +10,7 @@ from ssl_nb.cli import find_signs
 from ssl_nb.data import InputError
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.rotation import rotate, rotation_labels
-from ssl_nb.rotnet_study import (RECIPES, SCALES, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
+from ssl_nb.rotnet_study import (RECIPES, SCALES, _settings, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
                                  train_mode_accuracy)
 from ssl_nb.study import KINDS, Place, do_run, read_results, run_study
 
@@ -34,9 +34,10 @@ def test_runs_are_plain_data_with_names_of_their_own(scale, protocol):
     runs = rotnet_runs(scale, protocol, 3, 'cifar10', signs='gtsdb') + rotations_runs(scale, protocol, 3, 'cifar10')
     assert len({r['run'] for r in runs}) == len(runs)
     assert json.loads(json.dumps(runs)) == runs
+    s = _settings(scale, protocol)
     for r in runs:
         if r['kind'] == 'boxes' and protocol != 'report': assert r['config']['split'] == 'photograph'
-        if r['name'].startswith('fraction'): assert (r['config']['epochs'], r['config']['steps']) == (SCALES[scale]['epochs']['fraction'], SCALES[scale]['fraction']['steps'])  # equal for all
+        if r['name'].startswith('fraction'): assert (r['config']['epochs'], r['config']['steps']) == (s['epochs']['fraction'], s['fraction']['steps'])  # equal for all
 
 
 def test_report_drops_and_decays_as_its_code_did():
