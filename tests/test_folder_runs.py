@@ -67,7 +67,7 @@ def command(capfd):
         f = getattr(cli, name)
         capfd.readouterr()
         try:
-            given = vars(anno_parser(f.__wrapped__).parse_args(list(map(str, args))))
+            given = vars(anno_parser(f.__wrapped__).parse_args([cli._as_fastcore_wants(str(a)) for a in args]))
             f(**{k: v for k,v in given.items() if k not in ('pdb','xtra')}); code = 0
         except SystemExit as e: code = e.code
         return code, *capfd.readouterr()
