@@ -239,7 +239,7 @@ def find_images(
 @call_parse
 @plain_errors
 def ssl_study(
-    study:str, # which study: demo, rotnet, rotations (the paper's ablation: 2, 4 or 8 turns), trials (settings, on held-out images), or simsiam
+    study:str, # which study: demo, rotnet, rotations (the ablation: 2, 4 or 8 turns), trials (settings, on held-out images), or simsiam
     scale:str='small', # how much of it: tiny (seconds), small (minutes on two cores), full (a GPU)
     protocol:str='best', # whose settings: best, paper or report; the demo has best only
     seed:int=0, # of the pretraining, the random blocks and the heads

@@ -449,7 +449,8 @@ def show_plan(runs, done, place):
     if all(done): return [0]*len(runs)
     expected = estimate([r for r,d in zip(runs, done) if not d], place)
     expected = [0 if d else expected.pop(0) for d in done]
-    if place.gains: print(f"precision: measured for each net before its fit; just now bf16 was {min(place.gains.values()):.1f} to {max(place.gains.values()):.1f} times as fast as float32")
+    if gains := place.gains.values():
+        print(f"precision: measured for each net before its fit; just now bf16 was {min(gains):.1f} to {max(gains):.1f} times as fast as float32")
     todo = [(r.get('part', r['kind']), e) for r,d,e in zip(runs, done, expected) if not d]
     for part in dict(todo):
         times = [e for p,e in todo if p == part]
