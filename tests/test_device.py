@@ -15,8 +15,8 @@ from ssl_nb.data import cifar10_sample, image_dls
 from ssl_nb.device import CpuBf16, KeepMemory, bf16_units, check_precision
 from ssl_nb.heads import linear_head
 from ssl_nb.nets import NIN, feature_shape
-from ssl_nb.rotation import rotnet_learner
-from ssl_nb.siamese import simsiam_learner
+from ssl_nb.methods.rotation import rotnet_learner
+from ssl_nb.methods.simsiam import simsiam_learner
 from ssl_nb.weights import Checkpoint, read_checkpoint
 
 TRAIN,TEST = cifar10_sample()
@@ -47,7 +47,7 @@ def timed(monkeypatch):
 
 def test_importing_the_package_leaves_the_allocator_alone_and_a_fit_does_not():
     code = '''
-import ssl_nb.cli, ssl_nb.runs, ssl_nb.study
+import ssl_nb.cli, ssl_nb.runs, ssl_nb.studies.runner
 from ssl_nb.device import keep_memory, machine
 assert not keep_memory.cache_info().currsize and machine('cpu')['allocator'] == 'system'
 from test_device import quietly, rotation
@@ -124,7 +124,7 @@ def test_loaders_without_a_device(monkeypatch):
     quietly(learn)
 
 def test_a_fit_that_was_cut_off_resumes_in_its_precision(timed, tmp_path):
-    from ssl_nb.study import Place, fit_run
+    from ssl_nb.studies.runner import Place, fit_run
     class Cut(Exception): pass
     from fastai.callback.core import Callback
     class Stop(Callback):

@@ -33,8 +33,9 @@ from ssl_nb.augment import *
 from ssl_nb.data import *
 from ssl_nb.distributed import *
 from ssl_nb.nets import *
-from ssl_nb.rotation import *
+from ssl_nb.methods.rotation import *
 from ssl_nb.schedule import *
+from ssl_nb.methods.simsiam import *
 from ssl_nb.siamese import *
 from ssl_nb.weights import *
 

@@ -24,9 +24,9 @@ from ssl_nb.device import check_precision
 from ssl_nb.fast import Tape
 from ssl_nb.learner import ssl_learner, torch_opt
 from ssl_nb.nets import nin
-from ssl_nb.rotation import Rotation, rotnet_learner
+from ssl_nb.methods.rotation import Rotation, rotnet_learner
 from ssl_nb.schedule import *
-from ssl_nb.siamese import simsiam_learner
+from ssl_nb.methods.simsiam import simsiam_learner
 from ssl_nb.transfer import transfer_learner
 from ssl_nb.weights import Checkpoint
 

@@ -14,7 +14,7 @@ from ssl_nb.data import cifar10_sample, image_dls
 from ssl_nb.fast import FastStep, Tape
 from ssl_nb.learner import sgd, ssl_learner, torch_opt
 from ssl_nb.nets import nin
-from ssl_nb.rotation import Rotation, rotate, rotnet_learner
+from ssl_nb.methods.rotation import Rotation, rotate, rotnet_learner
 
 TRAIN,TEST = (im.subset(slice(0,n)) for im,n in zip(cifar10_sample(), (200,64)))
 NEVER = 10**9

@@ -37,9 +37,10 @@ from ssl_nb.data import ImageDL, Images, cifar10_sample, image_dls
 from ssl_nb.heads import linear_head, predictor, projector
 from ssl_nb.learner import OnDevice, sgd
 from ssl_nb.nets import NIN, feature_shape
-from ssl_nb.rotation import Rotation, rotate4, rotation_accuracy, rotation_labels, rotnet_learner
+from ssl_nb.methods.rotation import Rotation, rotate4, rotation_accuracy, rotation_labels, rotnet_learner
 from ssl_nb.schedule import *
-from ssl_nb.siamese import Accumulate, CollapseMonitor, Pairs, SimSiam, simsiam_learner, simsiam_loss
+from ssl_nb.methods.simsiam import SimSiam, simsiam_learner, simsiam_loss
+from ssl_nb.siamese import Accumulate, CollapseMonitor, Pairs
 from ssl_nb.transfer import Frozen
 from ssl_nb.weights import Checkpoint, load_weights, save_weights
 

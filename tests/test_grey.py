@@ -11,8 +11,9 @@ from ssl_nb.backbones import backbone
 from ssl_nb.data import Images, cifar10_sample, image_dls, show_grid
 from ssl_nb.neighbours import knn_accuracy
 from ssl_nb.nets import NIN, feature_shape, nin
-from ssl_nb.rotation import rotate, rotated_images, rotnet_learner
-from ssl_nb.siamese import CollapseMonitor, simsiam_learner
+from ssl_nb.methods.rotation import rotate, rotated_images, rotnet_learner
+from ssl_nb.methods.simsiam import simsiam_learner
+from ssl_nb.siamese import CollapseMonitor
 from ssl_nb.transfer import cache_features, set_bn_statistics, transfer_learner
 
 STATS = (.48,), (.24,)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from conftest import one_line_error as one_line
-from ssl_nb import scenes
+from ssl_nb.studies import scenes
 from ssl_nb.data import InputError, Images
-from ssl_nb.scenes import Scenes, gtsdb, gtsdb_sample, leaking_split, show_boxes, sign_crops, split_scenes
+from ssl_nb.studies.scenes import Scenes, gtsdb, gtsdb_sample, leaking_split, show_boxes, sign_crops, split_scenes
 
 matplotlib.use('agg')
 GT = ['00003.ppm;774;411;815;446;11', '00005.ppm;0;0;127;128;40', '00005.ppm;1304;752;1359;799;38', '00899.ppm;5;6;22;24;0']

@@ -8,11 +8,15 @@ from importlib import metadata, resources
 import pytest
 import ssl_nb
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(ssl_nb.__path__) if not m.name.startswith('_'))
+MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(ssl_nb.__path__, 'ssl_nb.')
+                 if not m.ispkg and not m.name.startswith('ssl_nb._'))
 
 
 def test_modules_are_all_there():
-    assert MODULES == sorted('errors device data augment nets heads schedule learner rotation transfer evaluate plots weights fast kernels scenes backbones neighbours datasets siamese study demo rotnet_study simsiam_study decode folders export distributed runs classifier cli'.split())
+    parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights plots kernels fast'
+    parts += ' distributed decode folders export runs classifier cli'
+    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
+                              *(f'methods.{m}' for m in 'rotation simsiam'.split())])
 
 
 @pytest.mark.parametrize('name', MODULES)

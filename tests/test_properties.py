@@ -9,7 +9,7 @@ from ssl_nb.augment import Augment, Blur, ColorJitter, Flip, Greyscale, Normaliz
 from ssl_nb.data import ImageDL, Images, InputError, cifar10_sample, holdout, image_dls, label_fraction
 from ssl_nb.neighbours import knn
 from ssl_nb.nets import NIN, nin
-from ssl_nb.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
+from ssl_nb.methods.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
 from ssl_nb.transfer import set_bn_statistics, transfer_learner
 
 train, test = cifar10_sample()

@@ -9,10 +9,10 @@ from torch import nn
 from ssl_nb.cli import find_signs
 from ssl_nb.data import InputError
 from ssl_nb.nets import NIN, feature_shape
-from ssl_nb.rotation import rotate, rotation_labels
-from ssl_nb.rotnet_study import (RECIPES, SCALES, _settings, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
+from ssl_nb.methods.rotation import rotate, rotation_labels
+from ssl_nb.studies.rotnet import (RECIPES, SCALES, _settings, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
                                  train_mode_accuracy)
-from ssl_nb.study import KINDS, Place, do_run, read_results, run_study
+from ssl_nb.studies.runner import KINDS, Place, do_run, read_results, run_study
 
 
 def test_the_whole_study_from_the_command_line(ssl_study, tmp_path):
@@ -57,7 +57,7 @@ def test_the_papers_nonlinear_head_drops_three_times():
 @pytest.mark.parametrize('name', ['block1', 'conv', 'finetuned', 'fraction-conv-20'])
 def test_heads_of_the_papers_code_start_wide(name, monkeypatch):
     "N(0, sqrt(2/out)), not cut off; the supervised net is no head on another"
-    import ssl_nb.rotnet_study as study
+    import ssl_nb.studies.rotnet as study
     monkeypatch.setattr(study, 'transfer', lambda run, place, change=None: change('trunk'))
     runs = {r['name']: r for r in rotnet_runs('full', 'paper', data='cifar10')}
     trunk, head = KINDS[runs[name]['kind']](runs[name], None)
@@ -74,7 +74,7 @@ def test_a_run_of_the_papers_heads(tmp_path):
 
 
 def test_the_artefact_of_the_report_has_its_rates_its_momentum_and_all_labels(tmp_path, monkeypatch):
-    import ssl_nb.rotnet_study as study
+    import ssl_nb.studies.rotnet as study
     c = next(r for r in rotnet_runs('full', 'report', data='cifar10') if r['name'] == 'artefact')['config']
     assert [round(100*d) for d in c['drops']] == [35, 70, 85] and c['labels'] is None and (c['epochs'], c['lr'], c['bs']) == (100, .1, 128)
     heads, fit = [], study.fit_run

@@ -21,10 +21,11 @@ from ssl_nb.heads import predictor, projector
 from ssl_nb.learner import torch_opt
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.schedule import *
-from ssl_nb.siamese import SIMSIAM, Accumulate, CollapseMonitor, SimSiam, effective_rank, negative_cosine, simsiam_learner, simsiam_loss, spread
-from ssl_nb.simsiam_study import parts_of, simsiam_runs, start_trunk, without_missing_weights
+from ssl_nb.methods.simsiam import SIMSIAM, SimSiam, negative_cosine, simsiam_learner, simsiam_loss
+from ssl_nb.siamese import Accumulate, CollapseMonitor, effective_rank, spread
+from ssl_nb.studies.simsiam import parts_of, simsiam_runs, start_trunk, without_missing_weights
 from ssl_nb.transfer import transfer_learner
-from ssl_nb.study import Place, read_results, run_study
+from ssl_nb.studies.runner import Place, read_results, run_study
 
 TRAIN, TEST = cifar10_sample()
 NETS = {'resnet18': dict(channels=[8, 8, 16, 16]), 'efficientnet_b0': {}, 'vit_small_patch16_224': dict(embed_dim=32, depth=4, num_heads=2), 'pit_ti_224': dict(base_dims=[8, 8, 8], depth=[1, 1, 1])}
@@ -252,7 +253,7 @@ def test_two_runs_with_one_seed_are_equal(tmp_path):
 
 
 def test_rows_without_weights_are_left_out(monkeypatch, capsys):
-    import ssl_nb.simsiam_study as study
+    import ssl_nb.studies.simsiam as study
     def none(name, size, weights=None, **kwargs): raise InputError(f'{name}: no network')
     monkeypatch.setattr(study, 'backbone', none)
     runs = simsiam_runs('full', data='celeba')
@@ -290,7 +291,7 @@ def test_the_report_has_its_own_size_of_faces():
 
 def test_noise_is_probed_with_the_statistics_of_photographs(tmp_path, monkeypatch):
     "As random blocks are: what is compared are weights"
-    import ssl_nb.simsiam_study as study
+    import ssl_nb.studies.simsiam as study
     seen = []
     monkeypatch.setattr(study, 'probe_trunk', lambda trunk, *args: seen.append(deepcopy(trunk)) or {})
     runs = [r for r in simsiam_runs('tiny') if r['name'] == 'noise-normal']

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-import ssl_nb.study as study
+import ssl_nb.studies.runner as study
 from ssl_nb.data import InputError
-from ssl_nb.demo import demo_runs
-from ssl_nb.rotnet_study import rotations_runs, rotnet_runs
-from ssl_nb.simsiam_study import simsiam_runs
-from ssl_nb.study import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
+from ssl_nb.studies.demo import demo_runs
+from ssl_nb.studies.rotnet import rotations_runs, rotnet_runs
+from ssl_nb.studies.simsiam import simsiam_runs
+from ssl_nb.studies.runner import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
 
 RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'),
            config=dict(train=300))

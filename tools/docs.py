@@ -19,7 +19,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, rm_export
 from nbdev.quarto import refresh_quarto_yml
 from sphinx.cmd.build import build_main
 
-GROUPS = {0: 'Parts', 10: 'Methods', 20: 'Studies', 25: 'Your own images', 40: 'Speed'}  # by the number with which a group begins
+GROUPS = {0: 'Parts', 11: 'Methods', 20: 'Tools', 30: 'Your own images', 40: 'Studies', 50: 'Stories', 60: 'Speed'}  # by the number with which a group begins
 os.chdir(Path(__file__).parents[1])
 cfg = get_config()
 root, nbs, site = cfg.config_path, cfg.nbs_path, cfg.doc_path
@@ -32,7 +32,7 @@ if 'GITHUB_REPOSITORY' in os.environ: git_url = f"{os.environ.get('GITHUB_SERVER
 # Which pages there are, and how they are grouped
 
 def notebooks(): return sorted(nbs.glob('[0-9]*.ipynb'))
-def page_name(nb): return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(nb).stem.lower())  # as in nbdev's links: 00_data is data.html
+def page_name(nb): return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(nb).stem.lower())  # as in nbdev's links: 01_data is data.html
 
 def groups():
     "The notebooks of each group, in order"

@@ -17,11 +17,11 @@ from ssl_nb.device import machine
 from ssl_nb.evaluate import linear_probe, predict
 from ssl_nb.neighbours import knn_accuracy, pool
 from ssl_nb.nets import NIN
-from ssl_nb.rotation import rotnet_learner
+from ssl_nb.methods.rotation import rotnet_learner
 from ssl_nb.schedule import *  # `fit_cosine`
-from ssl_nb.siamese import simsiam_learner
+from ssl_nb.methods.simsiam import simsiam_learner
 from ssl_nb.fast import *  # `learn.fast`
-from ssl_nb.study import check_commit, git_commit, save_result
+from ssl_nb.studies.runner import check_commit, git_commit, save_result
 from ssl_nb.transfer import transfer_learner
 
 SIZES = {False: dict(width=32, channels=(16,32,64,128), rotnet=6, simsiam=10, train=4500, heads=6),

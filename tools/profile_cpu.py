@@ -63,7 +63,7 @@ def stepper(name, precision, tiny, change=lambda net: net, narrow=None):
     import torch
     import torch.nn.functional as F
     from ssl_nb.augment import rotnet_augment, simsiam_augment
-    from ssl_nb.siamese import simsiam_loss
+    from ssl_nb.methods.simsiam import simsiam_loss
     bs,size = 8 if tiny else S.NETS[name]['bs'], S.NETS[name].get('size', 32)
     net = S.new_net(name, tiny)
     if S.NETS[name].get('channels_last', True): net = net.to(memory_format=torch.channels_last)
@@ -125,7 +125,7 @@ def main():
     warnings.filterwarnings('ignore')
     import torch
     torch.set_num_threads(a.threads)
-    from ssl_nb.study import check_commit, git_commit
+    from ssl_nb.studies.runner import check_commit, git_commit
     a.commit = git_commit()
     check_commit(a.out, a.commit)
     start,rows = time.time(), {S.NETS[n]['label']: look_at(a, n) for n in list(S.NETS)[:-1]}

@@ -53,7 +53,7 @@ def new_net(name, tiny):
     from ssl_nb.backbones import backbone
     from ssl_nb.heads import linear_head, predictor, projector
     from ssl_nb.nets import NIN, feature_shape
-    from ssl_nb.siamese import SimSiam
+    from ssl_nb.methods.simsiam import SimSiam
     torch.manual_seed(0)
     if name == 'nin':
         trunk = NIN(16 if tiny else 192)
@@ -72,8 +72,8 @@ def ours(name, bs, precision, tiny):
     import torch
     from fastai.callback.core import Callback, CancelFitException
     from ssl_nb.data import Images, image_dls
-    from ssl_nb.rotation import rotnet_learner
-    from ssl_nb.siamese import simsiam_learner
+    from ssl_nb.methods.rotation import rotnet_learner
+    from ssl_nb.methods.simsiam import simsiam_learner
     import ssl_nb.fast
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
     images = Images(pictures(4500 if size == 32 else 640, size))
@@ -100,7 +100,7 @@ def resident(name, bs, precision, tiny):
     import torch
     import torch.nn.functional as F
     from ssl_nb.augment import rotnet_augment, simsiam_augment
-    from ssl_nb.siamese import simsiam_loss
+    from ssl_nb.methods.simsiam import simsiam_loss
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
     if NETS[name].get('channels_last', True): net = net.to(memory_format=torch.channels_last)
     opt,x,y = optimiser(net, name, bs), pictures(4500 if size == 32 else 640, size), torch.arange(4).repeat_interleave(bs)
@@ -134,7 +134,7 @@ def tutorial(name, bs, precision, tiny):
     import torchvision.transforms as T
     import torchvision.transforms.functional as TF
     from ssl_nb.augment import CIFAR10_STATS
-    from ssl_nb.siamese import simsiam_loss
+    from ssl_nb.methods.simsiam import simsiam_loss
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
     pils = [TF.to_pil_image(im) for im in pictures(4500 if size == 32 else 640, size)]
     end = [T.ToTensor(), T.Normalize(*CIFAR10_STATS)]
@@ -264,7 +264,7 @@ def flops(net):
 
 def save(a, run, **out):
     from ssl_nb.device import machine
-    from ssl_nb.study import save_result
+    from ssl_nb.studies.runner import save_result
     save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best',
                      scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=a.commit, **out), a.out)
 
@@ -307,7 +307,7 @@ def main():
     a = p.parse_args()
     if a.worker: return worker(a)
     if a.net and a.net not in NETS: raise SystemExit(f'--net {a.net}: choose one of {", ".join(NETS)}')
-    from ssl_nb.study import check_commit, git_commit
+    from ssl_nb.studies.runner import check_commit, git_commit
     a.commit = git_commit()
     check_commit(a.out, a.commit)  # better now than after an hour
     if a.memory: return memory(a)

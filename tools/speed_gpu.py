@@ -1,4 +1,4 @@
-"""Training speed on one NVIDIA GPU, beside loops of others: `nbs/41_speed_gpu.ipynb` tells the story and draws the tables.
+"""Training speed on one NVIDIA GPU, beside loops of others: `nbs/61_speed_gpu.ipynb` tells the story and draws the tables.
 
     python tools/speed_gpu.py --tiny                                          # a minute: does everything run here? On a CPU, too
     python tools/speed_gpu.py --data DIR --minutes 8 --out results/speed      # a file for every workload; run it again to go on
@@ -37,9 +37,9 @@ from ssl_nb.data import Images, InputError, cifar10, cifar10_sample, image_dls
 from ssl_nb.fast import FastStep  # and with it `learn.fast`
 from ssl_nb.heads import linear_head
 from ssl_nb.nets import feature_shape, nin
-from ssl_nb.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
-from ssl_nb.siamese import SimSiam, simsiam_heads, simsiam_learner, simsiam_loss
-from ssl_nb.study import check_commit, git_commit, machine, save_result
+from ssl_nb.methods.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
+from ssl_nb.methods.simsiam import SimSiam, simsiam_heads, simsiam_learner, simsiam_loss
+from ssl_nb.studies.runner import check_commit, git_commit, machine, save_result
 
 # What is trained
 
