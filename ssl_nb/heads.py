@@ -68,14 +68,15 @@ def projector(
     c:int, # features that come in
     width:int=2048, # of all its layers
     layers:int=2, # 2 for CIFAR-10, 3 for larger images (Chen & He 2021, appendix D and section 3)
-    last:str='plain'): # BatchNorm of the last layer: `plain` (without weights), `affine`, or `none`
+    last:str='plain', # BatchNorm of the last layer: `plain` (without weights), `affine`, or `none`
+    out:int|None=None): # of the last layer alone; by default `width`
     "Linear layers with BatchNorm and ReLU, the last without ReLU"
-    mods = []
+    mods,out = [], out or width
     for k in range(layers):
         final = k == layers-1
-        mods.append(nn.Linear(c if k == 0 else width, width, bias=final and last == 'none'))  # a BatchNorm takes any bias away
+        mods.append(nn.Linear(c if k == 0 else width, out if final else width, bias=final and last == 'none'))  # a BatchNorm takes any bias away
         if not final: mods += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        elif last != 'none': mods.append(nn.BatchNorm1d(width, affine=last == 'affine'))
+        elif last != 'none': mods.append(nn.BatchNorm1d(out, affine=last == 'affine'))
     return nn.Sequential(*mods)
 
 def predictor(
