@@ -20,15 +20,15 @@ from .augment import Flip, Normalize, PadCrop
 from .data import Images, InputError, holdout
 from .evaluate import accuracy_of, attribute_measures, check_labels, predict
 from .export import build_trunk, export_weights
+from .fitting import StopDiverged, begun_with, fit_safely, git_commit, head_precision, read_json, write_json
 from .folders import duplicate_words, find_csv, without_copies
 from .heads import make_head
 from .learner import torch_opt
 from .nets import feature_shape, is_conv
-from .runs import NEVER_LOOKS, Run, StopDiverged, always_commonest, as_images, best_block, check_out, check_pictures, check_scale
-from .runs import image_sums, open_run, read_json, seen_words, transfer_table, write_json, write_report
+from .runs import NEVER_LOOKS, Run, always_commonest, as_images, best_block, check_out, check_pictures, check_scale
+from .runs import image_sums, open_run, seen_words, transfer_table, write_report
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
-from .studies.runner import begun_with, fit_safely, git_commit, head_precision
 from .transfer import Frozen, set_bn_statistics, transfer_learner
 from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MEASURES', 'NEVER_LOOKS', 'run_settings', 'check_pictures', 'run_augment', 'run_learner', 'fits_device',
-           'run_fit', 'StepTimer', 'faster_precision', 'seconds_needed', 'probes_of', 'best_block', 'measure',
-           'write_json', 'read_json', 'Run', 'open_run', 'StopDiverged', 'Lines', 'split_images', 'image_sums', 'some',
-           'as_images', 'check_scale', 'pretrain', 'check_out', 'say_plan', 'where_images_are', 'always_commonest',
-           'guesses', 'gain_table', 'transfer_table', 'seen_words', 'write_report']
+           'run_fit', 'faster_precision', 'seconds_needed', 'probes_of', 'best_block', 'measure', 'Run', 'open_run',
+           'split_images', 'image_sums', 'some', 'as_images', 'check_scale', 'pretrain', 'check_out', 'say_plan',
+           'where_images_are', 'always_commonest', 'guesses', 'gain_table', 'transfer_table', 'seen_words',
+           'write_report']
 
 # %% ../nbs/33_runs.ipynb #9b92c278
 import base64
@@ -26,11 +26,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
-from fastai.learner import Recorder
 from matplotlib import pyplot as plt
 from torch import nn
-from tqdm import tqdm
 
 from .augment import Flip, Normalize, PadCrop, ResizedCrop, simsiam_augment
 from .data import Images, InputError, holdout, image_dls, show_grid
@@ -40,6 +37,7 @@ from .export import build_trunk
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
 from .decode import passed_words
+from .fitting import Lines, StepTimer, StopDiverged, duration, fit_safely, git_commit, read_json, write_json
 from .folders import digest_of, find_duplicates, image_folder, measure_stats, scale_words, without_copies
 from .learner import torch_opt
 from .neighbours import knn_accuracy, pool
@@ -49,9 +47,8 @@ from .methods.rotation import plot_rotations, rotnet_learner
 from .schedule import *  # `fit_cosine`
 from .methods.simsiam import simsiam_learner
 from .siamese import CollapseMonitor, collapse_words
-from .studies.runner import duration, fit_safely, git_commit
 from .transfer import set_bn_statistics
-from .weights import Checkpoint, atomic, checksum, read_checkpoint, read_config, save_weights, sweep
+from .weights import Checkpoint, atomic, read_checkpoint, read_config, save_weights, sweep
 
 # %% ../nbs/33_runs.ipynb #70b31316
 METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.1), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))
@@ -149,16 +146,6 @@ def run_fit(
     return lambda: learn.fit_one_cycle(c['epochs'], learn.lr)
 
 # %% ../nbs/33_runs.ipynb #299961e4
-class StepTimer(Callback):
-    "Seconds of each training step, loader and all"
-    run_valid = False
-    def before_fit(self): self.times = []
-    def before_train(self): self.at = time.perf_counter()
-    def after_batch(self):
-        if torch.device(self.dls.device).type == 'cuda': torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.times.append(now-self.at); self.at = now
-
 def faster_precision(
     c:dict, # configuration of a run
     images:Images, # to learn from
@@ -216,29 +203,6 @@ def _asked(probe, bank, query):
     try: return probe(bank, query)
     except ValueError as e: warnings.warn(f"not measured: {e}", stacklevel=2); return float('nan')
 
-# %% ../nbs/33_runs.ipynb #6e762f0a
-def write_json(
-    path, # of a file of a run
-    **content): # what JSON can hold
-    "Write it with a checksum, all or nothing"
-    with atomic(path) as part: part.write_text(json.dumps({**content, 'checksum': _checksum(content)}, indent=1))
-
-def read_json(
-    path, # of a file that `write_json` wrote
-    *names): # what must be in it; `a.b` is `b` in `a`
-    "What is in the file, None without one. Raises `InputError` when it is damaged."
-    if not Path(path).exists(): return None
-    try:
-        content = json.loads(Path(path).read_text())
-        if content.pop('checksum', None) not in (None, _checksum(content)): raise ValueError('changed')
-        for name in names: _at(content, name)
-        return content
-    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as e: raise InputError(f"{path} is damaged ({type(e).__name__}); delete it, and run the same command again") from e
-
-def _checksum(content): return checksum(json.dumps(json.loads(json.dumps(content)), sort_keys=True))
-def _at(content, name):
-    for k in name.split('.'): content = content[k]
-
 # %% ../nbs/33_runs.ipynb #a849b344
 class Run:
     "The folder of a run: what is in it, and how to read it"
@@ -289,32 +253,6 @@ def open_run(
     return run
 
 # %% ../nbs/33_runs.ipynb #6cf934a9
-class StopDiverged(Callback):
-    "Stop a fit whose loss is no longer a number: nothing will come of it"
-    order = Recorder.order + 2  # before the checkpoint
-    def after_epoch(self):
-        if not self.learn.create_mbar or not self.recorder.losses or np.isfinite(float(self.recorder.losses[-1])): return
-        self.learn.checkpoint.path.unlink(missing_ok=True)
-        with suppress(OSError): self.learn.checkpoint.path.parent.rmdir()  # if nothing else is in it
-        raise InputError(f"the loss is no longer a number after epoch {self.epoch+1}; begin again with a smaller learning rate, in another folder")
-
-class Lines(Callback):
-    "A line an epoch, above the progress bar"
-    order = Checkpoint.order + 1  # it knows where the fit begins
-    def before_fit(self):
-        c = self.learn.checkpoint
-        if self.learn.create_mbar and c.start + c.batch:
-            self.say(f'goes on in epoch {c.start+1}/{self.n_epoch}' + f', after {c.batch} batches'*(c.batch > 0))
-
-    def after_epoch(self):
-        if not self.learn.create_mbar or self.epoch < self.learn.checkpoint.start: return
-        names = [n for n in self.recorder.metric_names if n not in ('epoch','time')]
-        said = ', '.join(f"{n.replace('_',' ')} {v:.3f}" for n,v in zip(names, self.recorder.values[-1]))
-        self.say(f'epoch {self.epoch+1}/{self.n_epoch}: {said}')
-
-    def say(self, line):
-        with suppress(OSError): tqdm.write(line)  # where the terminal was closed nobody reads, and the fit goes on
-
 def split_images(
     images:Images, # to learn from, perhaps labelled
     labelled:Images|None=None, # labelled images to measure by; by default `images`, if they have labels

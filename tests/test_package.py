@@ -14,7 +14,7 @@ MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(s
 
 def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights plots kernels fast'
-    parts += ' distributed decode folders export runs classifier cli'
+    parts += ' distributed fitting decode folders export runs classifier cli'
     assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
                               *(f'methods.{m}' for m in 'rotation simclr simsiam'.split())])
 
@@ -33,6 +33,13 @@ def test_public_functions_are_documented(name):
     for n in m.__all__:
         o = getattr(m, n, None)
         if callable(o) and getattr(o, '__module__', '') == m.__name__: assert o.__doc__, f'{name}.{n} has no docstring'
+
+
+def test_own_images_need_no_study():
+    "Who pretrains on a folder loads nothing of STL-10, CelebA and traffic signs"
+    code = "import sys, ssl_nb.runs, ssl_nb.classifier; sys.exit(' '.join(m for m in sys.modules if m.startswith('ssl_nb.studies')) or 0)"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
 
 
 def test_version():

@@ -77,3 +77,17 @@ def test_committed_results_are_of_the_runs_of_today():
     for name, some in runs.items():
         known = {r['run']: json.loads(json.dumps(r['config'])) for r in some}
         for r in read_results(home/name, scale='small', seed=0): assert r['config'] == known[r['run']], r['run']
+
+
+def test_a_result_that_was_changed_by_hand_is_found(tmp_path):
+    save_result(RESULT, tmp_path)
+    file = tmp_path/'a.json'
+    file.write_text(file.read_text().replace('"accuracy": 0.5', '"accuracy": 0.9'))
+    with pytest.raises(InputError, match=r'a\.json is damaged'): read_results(tmp_path)
+
+
+def test_results_from_before_there_were_checksums_are_read_as_they_stand(tmp_path):
+    (tmp_path/'a.json').write_text(json.dumps(RESULT))
+    assert read_results(tmp_path) == [RESULT]
+    save_result(RESULT, tmp_path)
+    assert 'checksum' in json.loads((tmp_path/'a.json').read_text()) and read_results(tmp_path) == [RESULT]
