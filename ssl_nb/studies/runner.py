@@ -30,6 +30,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..augment import PROTOCOLS, SmallFirst, rotnet_augment
+from ..checkpoint import Checkpoint, finish_batch, read_checkpoint
 from ..data import ImageDL, InputError, cifar10, cifar10_sample, holdout, image_dls, label_fraction
 from .datasets import celeba, stl10
 from ..evaluate import block_probe
@@ -43,7 +44,7 @@ from ..methods.rotation import rotated_images, rotnet_learner
 from .scenes import gtsdb, gtsdb_sample
 from ..schedule import *  # `fit_steps`
 from ..transfer import cache_features, set_bn_statistics, too_large, transfer_learner
-from ..weights import Checkpoint, atomic, finish_batch, load_weights, read_checkpoint, save_weights, sweep
+from ..weights import atomic, load_weights, save_weights, sweep
 
 # %% ../../nbs/42_runner.ipynb #521a5e05
 def git_commit():
