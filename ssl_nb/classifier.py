@@ -17,6 +17,7 @@ from fastai.metrics import accuracy, accuracy_multi
 from torch import nn
 
 from .augment import Flip, Normalize, PadCrop
+from .checkpoint import Checkpoint
 from .data import Images, InputError, holdout
 from .evaluate import accuracy_of, attribute_measures, check_labels, predict
 from .export import build_trunk, export_weights
@@ -30,7 +31,7 @@ from .runs import image_sums, open_run, seen_words, transfer_table, write_report
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
 from .transfer import Frozen, set_bn_statistics, transfer_learner
-from .weights import Checkpoint, checksum, load_weights, read_config, save_weights, sweep
+from .weights import checksum, load_weights, read_config, save_weights, sweep
 
 # %% ../nbs/34_classifier.ipynb #563da98e
 CLASSIFIERS = 'linear', 'nonlinear', 'conv'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STUDIES', 'NEXT', 'at_home', 'as_options', 'plain_errors', 'report_demo', 'report_rotnet', 'report_rotations',
            'report_trials', 'report_simsiam', 'same_setting', 'without_full', 'save_figure', 'get_study', 'study_runs',
-           'find_signs', 'only_part', 'find_images', 'ssl_study', 'parse_net', 'cache_of', 'ssl_pretrain',
-           'ssl_transfer', 'ssl_export']
+           'find_signs', 'only_part', 'find_data', 'ssl_study', 'parse_net', 'cache_of', 'ssl_pretrain', 'ssl_transfer',
+           'ssl_export']
 
 # %% ../nbs/48_cli.ipynb #85ba6274
 import ast
@@ -225,7 +225,7 @@ def only_part(
     starts = {r['config'].get('start') for r in wanted}
     return [r for r in runs if r in wanted or r['run'] in starts]
 
-def find_images(
+def find_data(
     study:str, # a name in `STUDIES`
     images:str, # what the user asked for
     data:str): # a folder, or ''
@@ -261,7 +261,7 @@ def ssl_study(
     except ValueError: raise InputError(f"--labels {labels}: give whole numbers with commas between, such as 10,50")
     s = get_study(study, scale, protocol)
     if few and study in _ALL_LABELS: raise InputError(f"--labels: the {study} study uses all labels; leave it out")
-    name = find_images(study, images, data)
+    name = find_data(study, images, data)
     from ssl_nb.studies.simsiam import without_missing_weights
     from ssl_nb.studies.runner import Place, run_study
     more = {} if study in _ALL_LABELS else dict(labels=few)
@@ -329,7 +329,8 @@ def ssl_pretrain(
     "Learn from images without labels, measure what that gained, and write a page about it"
     if not 1 <= processes <= 64: raise InputError(f"--processes {processes}: give 1 to 64, as many as there are GPUs")
     args = parse_net(net)
-    from ssl_nb.distributed import is_first, launch, launched
+    from ssl_nb.distributed import is_first, launched
+    from ssl_nb.launch import launch
     from ssl_nb.runs import pretrain, run_settings
     if other := args.keys() & {*signature(pretrain).parameters, *signature(run_settings).parameters}: raise InputError(f"--net {net}: {min(other)} is no argument of a net; it may be an option of its own")
     if processes > 1 and not launched(): raise SystemExit(launch(processes))

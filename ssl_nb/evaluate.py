@@ -86,7 +86,7 @@ def pooled_features(
     training,device = trunk.training, next(trunk.parameters()).device
     norm = norm.to(device)
     trunk.eval()
-    outs = [[pool(f) for f in trunk.each(norm(b[0].to(device)))] for b in ImageDL(images, bs)]
+    outs = [list(map(pool, trunk.each(norm(b[0].to(device))))) for b in ImageDL(images, bs)]
     trunk.train(training)
     y = None if images.y is None else images.y.to(device)
     return [Images(torch.cat(o), y, images.vocab, f'{images.name}, block {k+1}') for k,o in enumerate(zip(*outs))]
@@ -99,7 +99,8 @@ def block_probe(
     measures:dict|None=None): # name -> function of (train features, test features); by default kNN and linear probe
     "Accuracy of every measure after every block: a list of dicts, one a block"
     measures = measures or dict(knn=knn_accuracy, linear=linear_probe)
-    return [{n: f(a, b) for n,f in measures.items()} for a,b in zip(*(pooled_features(trunk, d, norm) for d in (train,test)))]
+    blocks = zip(*(pooled_features(trunk, d, norm) for d in (train,test)))
+    return [{n: f(a, b) for n,f in measures.items()} for a,b in blocks]
 
 # %% ../nbs/10_evaluate.ipynb #0e6e54d2
 def box_iou(
@@ -125,7 +126,8 @@ def box_measures(
     true): # likewise
     "All measures of boxes: `argmax_match`, mean IoU, the share with IoU above .5, and the mean absolute error in pixels"
     iou = box_iou(pred, true)
-    return dict(argmax_match=argmax_match(pred, true).item(), iou=iou.mean().item(), iou_50=(iou > .5).float().mean().item(), mae=(pred-true).abs().mean().item())
+    res = dict(argmax_match=argmax_match(pred, true), iou=iou.mean(), iou_50=(iou > .5).float().mean(), mae=(pred-true).abs().mean())
+    return {name: v.item() for name,v in res.items()}
 
 # %% ../nbs/10_evaluate.ipynb #0915a746
 def attribute_measures(
@@ -134,10 +136,10 @@ def attribute_measures(
     "Mean accuracy, Jaccard index and ROC AUC, macro and micro, 0 to 1. The AUC leaves out attributes that all or none of the images have."
     scores,true = scores.float().cpu().numpy(), true.cpu().numpy()
     yes,both = scores > 0, true.any(0) & ~true.all(0)
-    out = dict(accuracy=(yes == true).mean())
+    out,told = dict(accuracy=(yes == true).mean()), both.any() and not np.isnan(scores).any()
     for avg in ('macro','micro'):
         out[f'jaccard_{avg}'] = jaccard_score(true, yes, average=avg, zero_division=0)
-        out[f'auc_{avg}'] = roc_auc_score(true[:,both], scores[:,both], average=avg) if both.any() and not np.isnan(scores).any() else np.nan
+        out[f'auc_{avg}'] = roc_auc_score(true[:,both], scores[:,both], average=avg) if told else np.nan
     return {k: float(v) for k,v in out.items()}
 
 def base_rates(

@@ -23,10 +23,11 @@ from fastai.learner import Learner, Recorder
 from torch import nn
 from tqdm import tqdm
 
+from .checkpoint import Checkpoint, finish_batch, read_checkpoint
 from .data import InputError
 from .fast import *  # `learn.fast`
 from .transfer import transfer_learner
-from .weights import Checkpoint, atomic, checksum, finish_batch, read_checkpoint
+from .weights import atomic, checksum
 
 # %% ../nbs/26_fitting.ipynb #a1a017a1
 class Bar(Callback):

@@ -31,7 +31,8 @@ def knn(
     votes = []
     for q in F.normalize(pool(query), dim=1).split(chunk):
         s,i = (q @ bank.T).topk(k)
-        votes.append(torch.zeros(len(q), n, device=q.device).scatter_add_(1, bank_y[i], ((s-1)/t).exp()))  # s-1: the same winner, and no overflow
+        weight = ((s-1)/t).exp()  # s-1: the same winner, and no overflow
+        votes.append(torch.zeros(len(q), n, device=q.device).scatter_add_(1, bank_y[i], weight))
     return torch.cat(votes)
 
 def knn_accuracy(

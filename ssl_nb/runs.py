@@ -30,15 +30,16 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from .augment import Flip, Normalize, PadCrop, ResizedCrop, simsiam_augment
+from .checkpoint import Checkpoint, read_checkpoint
 from .data import Images, InputError, holdout, image_dls, show_grid
 from .distributed import check_shares, data_parallel, first_goes_ahead, is_first, join_processes, which_process
 from .evaluate import attribute_probe, check_labels, find_twins, linear_probe, predict
 from .export import build_trunk
 from .device import check_precision, find_device, machine
 from .fast import *  # `learn.fast`
-from .decode import passed_words
 from .fitting import Lines, StepTimer, StopDiverged, duration, fit_safely, git_commit, read_json, write_json
 from .folders import digest_of, find_duplicates, image_folder, measure_stats, scale_words, without_copies
+from .image_files import passed_words
 from .learner import torch_opt
 from .neighbours import knn_accuracy, pool
 from .nets import feature_shape, is_conv
@@ -48,7 +49,7 @@ from .schedule import *  # `fit_cosine`
 from .methods.simsiam import simsiam_learner
 from .siamese import CollapseMonitor, collapse_words
 from .transfer import set_bn_statistics
-from .weights import Checkpoint, atomic, read_checkpoint, read_config, save_weights, sweep
+from .weights import atomic, read_config, save_weights, sweep
 
 # %% ../nbs/33_runs.ipynb #70b31316
 METHODS = dict(simsiam=dict(bs=dict(cpu=64, cuda=256), lr=.1), rotation=dict(bs=dict(cpu=32, cuda=128), lr=.1))

@@ -56,14 +56,16 @@ class Pairs(Callback):
 
     def before_fit(self):
         for m in (self.augment, self.norm): m.to(next(self.model.parameters()).device)
-        if hasattr(self.learn, 'lr_finder'): self.lr_finder.stop_div = False  # it would stop at four times the best loss, which is less than the best where losses are negative
+        if hasattr(self.learn, 'lr_finder'): self.lr_finder.stop_div = False  # of a loss below 0, four times the best is less
     before_validate = before_fit
 
     def before_batch(self):
-        if self.training and len(self.x) < 2: raise InputError("a batch of one image: BatchNorm in the heads has nothing to average over; give bs=2 or more, and leave out a smaller last batch (drop_last=True)")
+        if self.training and len(self.x) < 2:
+            raise InputError("a batch of one image: BatchNorm in the heads has nothing to average over; "
+                             "give bs=2 or more, and leave out a smaller last batch (drop_last=True)")
         self.learn.yb = ()  # without targets fastai computes no loss
         if self._predicting(): self.learn.xb = (self.norm(self.x),)
-        else: self.learn.xb = self.augment(torch.cat([self.x, self.x])).chunk(2)  # one call for both: each image of the doubled batch has its own draw
+        else: self.learn.xb = self.augment(torch.cat([self.x, self.x])).chunk(2)  # one call: each image has its own draw
 
     def after_loss(self):
         if self._predicting(): return
@@ -135,7 +137,7 @@ def collapse_words(
     return f"collapse: the projections of different images have {seen}. Is what keeps them apart missing ({missing})? Is the rate too high?"
 
 class CollapseMonitor(Callback):
-    "Spread and effective rank of the projections, and probes of the features where labels are given, in the progress table; a warning when a run collapses"
+    "Spread and effective rank of the projections, and probes where labels are given, in the progress table; a warning at a collapse"
     order,run_train = Recorder.order - 1, False  # within a batch of training it does nothing
 
     def __init__(self,
@@ -185,7 +187,8 @@ class CollapseMonitor(Callback):
         "What the probes say of the trunk's features"
         if not self.probes: return {}
         device = next(self.model.parameters()).device
-        feats = [Images(torch.cat([self.model(self.pairs.norm(b[0].to(device))) for b in ImageDL(im, 250)]).float(), im.y.to(device)) for im in self.sets]
+        features = lambda im: torch.cat([self.model(self.pairs.norm(b[0].to(device))) for b in ImageDL(im, 250)]).float()
+        feats = [Images(features(im), im.y.to(device)) for im in self.sets]
         return {k: f(*feats) for k,f in self.probes.items()}
 
 # %% ../nbs/13_siamese.ipynb #c40ee29a

@@ -17,7 +17,7 @@ from ssl_nb.heads import linear_head
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.methods.rotation import rotnet_learner
 from ssl_nb.methods.simsiam import simsiam_learner
-from ssl_nb.weights import Checkpoint, read_checkpoint
+from ssl_nb.checkpoint import Checkpoint, read_checkpoint
 
 TRAIN,TEST = cifar10_sample()
 FEW,QUIZ = TRAIN.subset(slice(0,160)), TEST.subset(slice(0,40))

@@ -13,7 +13,8 @@ from conftest import one_line_error
 
 from ssl_nb import distributed
 from ssl_nb.data import ImageDL, cifar10_sample
-from ssl_nb.distributed import data_parallel, is_first, join_processes, launch, launched, my_rows, my_share, share_loader
+from ssl_nb.distributed import data_parallel, is_first, join_processes, launched, my_rows, my_share, share_loader
+from ssl_nb.launch import _wait, launch
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and forks of POSIX')
 
@@ -37,6 +38,7 @@ from ssl_nb.methods.rotation import *
 from ssl_nb.schedule import *
 from ssl_nb.methods.simsiam import *
 from ssl_nb.siamese import *
+from ssl_nb.checkpoint import *
 from ssl_nb.weights import *
 
 what, folder = sys.argv[1], Path(sys.argv[2])
@@ -287,7 +289,7 @@ def test_launch_hands_on_what_was_wrong(tmp_path, capfd, code, exit, said):
 @pytest.mark.parametrize('ends,exit,said', [('sys.exit(3)', 3, 'process 2 of 2 ended with exit code 3'),
     (f'print("command: {distributed.LOST}", file=sys.stderr); sys.exit(2)', 128+9, 'process 1 of 2 did not answer any more and was ended, and so the others; the same command goes on where they were')])
 def test_launch_ends_those_that_hang(tmp_path, monkeypatch, capfd, ends, exit, said):
-    monkeypatch.setattr(distributed._wait, '__defaults__', (.5,))
+    monkeypatch.setattr(_wait, '__defaults__', (.5,))
     begun = time.monotonic()
     assert start(tmp_path, f'signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank: time.sleep(.3); {ends}\ntime.sleep(60)') == exit
     assert capfd.readouterr().err == said + '\n' and time.monotonic() - begun < 10

@@ -28,7 +28,7 @@ from ssl_nb.methods.rotation import Rotation, rotnet_learner
 from ssl_nb.schedule import *
 from ssl_nb.methods.simsiam import simsiam_learner
 from ssl_nb.transfer import transfer_learner
-from ssl_nb.weights import Checkpoint
+from ssl_nb.checkpoint import Checkpoint
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 TRAIN,TEST = (im.subset(slice(0,n)) for im,n in zip(cifar10_sample(), (200,64)))

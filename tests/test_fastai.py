@@ -42,7 +42,8 @@ from ssl_nb.schedule import *
 from ssl_nb.methods.simsiam import SimSiam, simsiam_learner, simsiam_loss
 from ssl_nb.siamese import Accumulate, CollapseMonitor, Pairs
 from ssl_nb.transfer import Frozen
-from ssl_nb.weights import Checkpoint, load_weights, save_weights
+from ssl_nb.checkpoint import Checkpoint
+from ssl_nb.weights import load_weights, save_weights
 
 TRAIN, TEST = cifar10_sample()
 NORM = Normalize()

@@ -67,9 +67,7 @@ def test_where_it_may_be(quarter, tmp_path, where):
     assert len(gtsdb(str(root) if where != '.' else tmp_path/'direct')) == 4
 
 
-@pytest.mark.parametrize('k', [1, 2, 3, 4, 7, 8])
-@pytest.mark.parametrize('end', ['ppm', 'png', 'jpg'])
-@pytest.mark.parametrize('up', [False, True])
+@pytest.mark.parametrize('k, end, up', [*((k, 'ppm', up) for k in (1, 2, 3, 4, 7, 8) for up in (False, True)), (3, 'png', True), (7, 'jpg', False)])
 def test_smaller_files(tmp_path, k, end, up):
     "Photographs at 1/k of full size, the size rounded up or down"
     size = [-(-s//k) if up else s//k for s in (1360, 800)]
@@ -126,7 +124,7 @@ def test_missing_photograph(quarter):
     one_line(lambda: gtsdb(quarter), f"{quarter/'gt.txt'}, line 4: 00899.ppm is not there")
 
 
-@pytest.mark.parametrize('name', ['00003', '00005', '00899'])
+@pytest.mark.parametrize('name', ['00003', '00899'])  # the first says how large all are
 @pytest.mark.parametrize('end', ['ppm', 'png', 'jpg'])
 @pytest.mark.parametrize('share', [0, .001, .5, .99])
 def test_truncated_photograph(quarter, name, end, share):
@@ -237,7 +235,7 @@ def test_archive_of_something_else(server, tmp_path):
     nothing_left(tmp_path/'root')
 
 
-@pytest.mark.parametrize('name', ['../evil.txt', '../../evil.txt', '../../../../evil.txt', '/evil.txt', 'FullIJCNN2013/../../../../evil.txt'])
+@pytest.mark.parametrize('name', ['../evil.txt', '/evil.txt', 'FullIJCNN2013/../../../../evil.txt'])
 def test_archive_that_wants_to_leave_its_folder(server, tmp_path, name):
     absolute = f"{tmp_path}/evil.txt" if name.startswith('/') else name
     with ZipFile(server/'release.zip', 'a') as z: z.writestr(absolute, 'evil')

@@ -21,7 +21,8 @@ from ssl_nb.export import build_trunk, export_weights, load_any
 from ssl_nb.neighbours import pool
 from ssl_nb.runs import open_run, pretrain
 from ssl_nb.transfer import set_bn_statistics
-from ssl_nb.weights import Checkpoint, _here, listen_to, read_checkpoint, read_weights, save_weights
+from ssl_nb.checkpoint import Checkpoint, listen_to, read_checkpoint
+from ssl_nb.weights import _here, read_weights, save_weights
 
 TRAIN = cifar10_sample()[0]
 FEW = dict(method='rotation', epochs=1, bs=8, device='cpu')

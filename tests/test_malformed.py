@@ -488,7 +488,7 @@ def begin(album, out, **more): return pretrain(album, out, **HOW, channels=(8, 8
 @every('option', OPTIONS)
 def test_option(made, album, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('ssl_nb.distributed.launch', lambda n: pytest.fail(f'{n} processes were started'))
+    monkeypatch.setattr('ssl_nb.launch.launch', lambda n: pytest.fail(f'{n} processes were started'))
     places = dict(none=tmp_path/'none', file=made/'file', folder=made/'folder.safetensors', album=album, run=made/'run',
         **{k: made/k for k in ('flat', 'empty', 'two')})
     args = [places[a[1:-1]] if a[:1] == '{' and a[-1:] == '}' else a.replace('{album}', str(album)).replace('{run}', str(made/'run')) for a in case.args]

@@ -24,7 +24,8 @@ from ssl_nb.folders import find_duplicates, image_folder
 from ssl_nb.nets import NIN
 from ssl_nb.runs import Run, image_sums, measure, open_run, pretrain, read_json, run_fit, run_learner, run_settings, split_images, write_json, write_report
 from ssl_nb.studies.scenes import gtsdb_sample
-from ssl_nb.weights import _here, read_checkpoint
+from ssl_nb.checkpoint import read_checkpoint
+from ssl_nb.weights import _here
 
 NET = 'channels=(8,8,16,16)'
 HOW = dict(size=32, bs=16, device='cpu', channels=(8,8,16,16))

@@ -52,7 +52,9 @@ def rotate(
     if turns not in (2,4,8): raise InputError(f"turns={turns}: give 2, 4 or 8")
     if turns == 2: return torch.cat([x, x.rot90(2, (-2,-1))])
     H,W = x.shape[-2:]
-    if H != W: raise InputError(f"images {W} wide and {H} high: a quarter turn exchanges the sides; make them square first, such as by fastai's Resize({min(H, W)})")
+    if H != W:
+        raise InputError(f"images {W} wide and {H} high: a quarter turn exchanges the sides; "
+                         f"make them square first, such as by fastai's Resize({min(H, W)})")
     if turns == 4: return rotate4(x)
     at = torch.linspace(-1, 1, x.shape[-1], device=x.device)
     inside = (at**2 + at[:,None]**2 <= 1).to(x.dtype)
@@ -112,7 +114,7 @@ def rotnet_learner(
     shown:int|None=None, # how many turns of each image a batch holds; all by default
     smoothing:float=0., # of the labels in training, 0 to 1
     **kwargs): # for `ssl_learner`
-    "A `Learner` that predicts rotations with a trunk and a linear classifier; torch's SGD with Nesterov momentum .9 and the weight decay of the protocol"
+    "A `Learner` that predicts rotations with a trunk and a linear classifier; torch's SGD with Nesterov momentum and the protocol's decay"
     trunk = nin(protocol) if trunk is None else trunk
     model = nn.Sequential(trunk, linear_head(feature_shape(trunk, size=size), turns))
     kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}

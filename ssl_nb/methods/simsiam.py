@@ -72,11 +72,12 @@ def simsiam_learner(
     monitor:CollapseMonitor|None=None, # by default one without probes
     accumulate:int=1, # batches whose gradients make one step
     **kwargs): # for `views_learner`
-    "A `Learner` for SimSiam; its rate is the protocol's, by batch: `fit_cosine(epochs, constant=(1,))`. Raises `InputError` for an unknown protocol, and when it is fitted with a batch of one."
+    "A `Learner` for SimSiam at the protocol's rate: `fit_cosine(epochs, constant=(1,))`. Raises `InputError` for an unknown protocol."
     check_protocol(protocol)
     s = SIMSIAM[protocol]
     model = SimSiam(trunk, *simsiam_heads(pooled_width(trunk, size), protocol, width))
-    defaults = dict(opt_func=torch_opt(s['opt'], s['wd'], **s['kwargs']), lr=s['lr']*dls.train.bs*accumulate/256, splitter=body_and_predictor)
+    rate = s['lr']*dls.train.bs*accumulate/256
+    defaults = dict(opt_func=torch_opt(s['opt'], s['wd'], **s['kwargs']), lr=rate, splitter=body_and_predictor)
     return views_learner(dls, model, simsiam_loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/14_simsiam.ipynb #8f3c546d

@@ -24,6 +24,7 @@ from fastai.callback.schedule import Learner  # with `fit_one_cycle`
 from torch import nn
 
 from ..augment import PROTOCOLS, SmallFirst, rotnet_augment
+from ..checkpoint import Checkpoint, finish_batch, read_checkpoint
 from ..data import ImageDL, InputError, cifar10, cifar10_sample, holdout, image_dls, label_fraction
 from .datasets import celeba, stl10
 from ..evaluate import block_probe
@@ -38,7 +39,7 @@ from ..methods.rotation import rotated_images, rotnet_learner
 from .scenes import gtsdb, gtsdb_sample
 from ..schedule import *  # `fit_steps`
 from ..transfer import cache_features, set_bn_statistics, too_large, transfer_learner
-from ..weights import Checkpoint, atomic, load_weights, save_weights, sweep
+from ..weights import atomic, load_weights, save_weights, sweep
 
 # %% ../../nbs/42_runner.ipynb #6afcdeaf
 RESULT_KEYS = 'study run name kind protocol scale seed data config metrics history seconds machine commit'.split()

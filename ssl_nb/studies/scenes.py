@@ -7,7 +7,6 @@ __all__ = ['SIGNS', 'Scenes', 'gtsdb_sample', 'gtsdb_folder', 'gtsdb', 'sign_cro
            'split_scenes']
 
 # %% ../../nbs/41_scenes.ipynb #19062f6e
-import errno
 import hashlib
 import json
 import re
@@ -28,6 +27,7 @@ from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 from ..data import Images, InputError, show_grid
+from .datasets import download_fault, read_rgb
 
 # %% ../../nbs/41_scenes.ipynb #4e3ac4bd
 class Scenes:
@@ -40,8 +40,10 @@ class Scenes:
         vocab:list|None=None, # names of the classes
         name:str='scenes', # what to call it
         ids:list|None=None): # the number of the photograph that each row of `x` is, or was cut from, [N]
-        if not len(boxes) == len(scene) == len(y): raise InputError(f"{name}: {len(boxes)} boxes, {len(scene)} scenes and {len(y)} classes; give one of each a box")
-        if ids is not None and len(ids) != len(x): raise InputError(f"{name}: {len(x)} photographs but {len(ids)} ids; give one id a photograph")
+        if not len(boxes) == len(scene) == len(y):
+            raise InputError(f"{name}: {len(boxes)} boxes, {len(scene)} scenes and {len(y)} classes; give one of each a box")
+        if ids is not None and len(ids) != len(x):
+            raise InputError(f"{name}: {len(x)} photographs but {len(ids)} ids; give one id a photograph")
         self.x, self.boxes, self.scene, self.y, self.vocab, self.name = x, boxes, scene, y, vocab, name
         self.ids = list(range(len(x))) if ids is None else list(ids)
 
@@ -70,7 +72,8 @@ def show(self:Scenes,
     size:float=1.7, # inches a photograph is wide
     seed:int|None=0): # which ones; None takes the first
     "Show `n` photographs with their boxes and the names of the classes; returns the axes"
-    order = torch.arange(len(self.x)) if seed is None else torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))
+    n_all = len(self.x)
+    order = torch.arange(n_all) if seed is None else torch.randperm(n_all, generator=torch.Generator().manual_seed(seed))
     inside = [torch.where(self.scene == k)[0].tolist() for k in order[:n]]
     named = lambda i: self.vocab[self.y[i]] if self.vocab else str(self.y[i].item())
     axs = show_grid(self.x[order[:n]], [', '.join(dict.fromkeys(map(named, b))) for b in inside], cols, size)
@@ -83,15 +86,15 @@ def show(self:Scenes,
 SIGNS = ['speed limit 20', 'speed limit 30', 'speed limit 50', 'speed limit 60', 'speed limit 70', 'speed limit 80', 'end of limit 80',
     'speed limit 100', 'speed limit 120', 'no overtaking', 'no overtaking (trucks)', 'priority at crossing', 'priority road', 'give way',
     'stop', 'no traffic', 'no trucks', 'no entry', 'danger', 'bend left', 'bend right', 'double bend', 'uneven road', 'slippery road',
-    'road narrows', 'road works', 'traffic light', 'pedestrians', 'school', 'cycles', 'snow', 'animals', 'end of limits', 'go right', 'go left',
-    'straight on', 'straight or right', 'straight or left', 'keep right', 'keep left', 'roundabout', 'end of no overtaking',
+    'road narrows', 'road works', 'traffic light', 'pedestrians', 'school', 'cycles', 'snow', 'animals', 'end of limits', 'go right',
+    'go left', 'straight on', 'straight or right', 'straight or left', 'keep right', 'keep left', 'roundabout', 'end of no overtaking',
     'end of no overtaking (trucks)']
 
 def gtsdb_sample():
     "300 signs of the benchmark that ship with the package: windows of 64x64 at a quarter of full size, one sign each"
     folder = resources.files('ssl_nb')/'sample'
     signs = json.loads((folder/'signs.json').read_text())
-    sheet = torch.from_numpy(np.array(Image.open(folder/'signs.webp').convert('RGB')))  # 20 windows a row
+    sheet = torch.from_numpy(np.array(read_rgb(folder/'signs.webp')))  # 20 windows a row
     x = sheet.view(-1, 64, 20, 64, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, 64, 64)
     return Scenes(x, torch.tensor(signs['boxes']), torch.arange(len(x)), torch.tensor(signs['y']), SIGNS, 'GTSDB sample', signs['ids'])
 
@@ -106,7 +109,8 @@ def _parse(line):
     number,left,top,right,bottom,y = row = [int(f) for f in found.groups()]
     if not 0 <= y < len(SIGNS): raise InputError(f"has class {y}; classes are 0 to {len(SIGNS)-1}")
     if right <= left or bottom <= top: raise InputError("has a box without an area; left;top;right;bottom must grow to the right and down")
-    if min(left, top) < 0 or right >= _FULL[0] or bottom >= _FULL[1]: raise InputError("has a box outside its photograph, which is {}x{}".format(*_FULL))
+    if min(left, top) < 0 or right >= _FULL[0] or bottom >= _FULL[1]:
+        raise InputError("has a box outside its photograph, which is {}x{}".format(*_FULL))
     return row
 
 def _read_gt(path):
@@ -125,26 +129,26 @@ def _fraction(path, size):
     "The `k` of an image at 1/k of full size"
     for k in range(1, 17):
         if all(full//k <= s <= -(-full//k) for s,full in zip(size, _FULL)): return k  # rounded down or up
-    raise InputError(f"{path} has {size[0]}x{size[1]} pixels; photographs should have {_FULL[0]}x{_FULL[1]}, or a half, a third, ... a 16th of that")
-
-def _decode(path):
-    try:
-        with Image.open(path) as im: return im.convert('RGB')
-    except Exception as e: raise InputError(f"{path} cannot be read: it is truncated, or no image; fetch it again") from e
+    raise InputError(f"{path} has {size[0]}x{size[1]} pixels; "
+                     f"photographs should have {_FULL[0]}x{_FULL[1]}, or a half, a third, ... a 16th of that")
 
 def _read_photographs(
     paths:list, # files, all of one size
     shrink:int): # full size / wanted size
     "Photographs at 1/`shrink` of full size, `uint8` [N,3,H,W]"
-    size = _decode(paths[0]).size
+    size = read_rgb(paths[0]).size
     k = _fraction(paths[0], size)
-    if shrink % k: raise InputError(f"{paths[0].parent} holds photographs at 1/{k} of full size, from which shrink={shrink} cannot be made; give a multiple of {k}")
+    if shrink % k:
+        raise InputError(f"{paths[0].parent} holds photographs at 1/{k} of full size, from which shrink={shrink} cannot be made; "
+                         f"give a multiple of {k}")
     W,H = (-(-s//(shrink//k)) for s in size)
     x = torch.empty(len(paths), 3, H, W, dtype=torch.uint8)
 
     def read(i):
-        im = _decode(paths[i])
-        if im.size != size: raise InputError(f"{paths[i]} has {im.width}x{im.height} pixels but {paths[0].name} has {size[0]}x{size[1]}; all must have one size")
+        im = read_rgb(paths[i])
+        if im.size != size:
+            raise InputError(f"{paths[i]} has {im.width}x{im.height} pixels but {paths[0].name} has {size[0]}x{size[1]}; "
+                             "all must have one size")
         x[i] = torch.from_numpy(np.array(im.reduce(shrink//k))).permute(2, 0, 1)
 
     with ThreadPoolExecutor(cpu_count()) as pool, tqdm(total=len(paths), unit='photo', leave=False, delay=2, dynamic_ncols=True) as bar:
@@ -154,7 +158,7 @@ def _read_photographs(
 # %% ../../nbs/41_scenes.ipynb #fde29266
 _URL = 'https://sid.erda.dk/public/archives/ff17dc924eba88d5d01a807357d6614c/FullIJCNN2013.zip'
 _GT_MD5 = 'b9a633fd8cd5a44f09ecf97d2fe9a9aa'
-_PAGE = 'https://benchmark.ini.rub.de/gtsdb_dataset.html'
+_GTSDB = 'https://benchmark.ini.rub.de/gtsdb_dataset.html'
 
 def gtsdb_folder(root):
     "Where below `root` the release is, if anywhere"
@@ -167,7 +171,9 @@ def _find(folder, rows):
         if number in res: continue
         files = [folder/f'{number:05}{end}' for end in ('.ppm', '.png', '.jpg')]
         res[number] = next((f for f in files if isfile(f)), None)
-        if not res[number]: raise InputError(f"{folder/'gt.txt'}, line {line}: {files[0].name} is not there, and no .png or .jpg either; fetch it from {_PAGE}")
+        if not res[number]:
+            raise InputError(f"{folder/'gt.txt'}, line {line}: {files[0].name} is not there, and no .png or .jpg either; "
+                             f"fetch it from {_GTSDB}")
     return dict(sorted(res.items()))
 
 def _unpack(archive, to):
@@ -176,7 +182,8 @@ def _unpack(archive, to):
     folder = gtsdb_folder(to)
     if not folder: raise InputError("the archive holds no gt.txt")
     lines = (folder/'gt.txt').read_bytes().split()
-    if hashlib.md5(b''.join(l + b'\n' for l in lines)).hexdigest() != _GT_MD5: raise InputError("the archive's gt.txt is not the release's (its md5 differs)")
+    if hashlib.md5(b''.join(l + b'\n' for l in lines)).hexdigest() != _GT_MD5:
+        raise InputError("the archive's gt.txt is not the release's (its md5 differs)")
     _find(folder, _read_gt(folder/'gt.txt'))
     return folder
 
@@ -190,10 +197,8 @@ def _download(root):
         download_url_to_file(_URL, part/'release.zip')
         _unpack(part/'release.zip', part/'release').rename(whole)
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EEXIST, errno.ENOTDIR):
-            raise InputError(f"cannot write to {root}: {e.strerror}; 5 GB are needed, make room, or choose another folder") from e
-        why = ' '.join(str(e).split()).replace(str(part/'release'), 'the archive') or type(e).__name__
-        raise InputError(f"GTSDB: download failed, is there a network? ({why}) One can also fetch FullIJCNN2013.zip from {_PAGE} and unpack it in {root}") from e
+        fault = download_fault(e, 'GTSDB', root, '5 GB', f'FullIJCNN2013.zip from {_GTSDB}')
+        raise InputError(fault.replace(str(part/'release'), 'the archive')) from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return whole
 
@@ -202,16 +207,19 @@ def gtsdb(
     root, # the release's folder, or one that holds it, or shall hold it, as `FullIJCNN2013` (or `gtsdb`)
     shrink:int=4, # how many times smaller than 1360x800
     download:bool=False): # fetch the release (1.6 GB, checked) when it is not there
-    "The German Traffic Sign Detection Benchmark: 741 photographs with 1,213 signs. Raises `InputError` when a file is missing or damaged."
+    "The German Traffic Sign Detection Benchmark, 741 photographs with 1,213 signs. Raises `InputError` for missing or damaged files."
     if not (isinstance(shrink, int) and shrink >= 1): raise InputError(f"shrink={shrink!r}: give a whole number of 1 or more")
     folder = gtsdb_folder(root) or (_download(root) if download else None)
-    if not folder: raise InputError(f"GTSDB: no gt.txt in {root}, nor in its gtsdb or FullIJCNN2013; fetch FullIJCNN2013.zip (1.6 GB) from {_PAGE}, "
-                                    "or `download=True` (`--download` on the command line) does")
+    if not folder:
+        raise InputError(f"GTSDB: no gt.txt in {root}, nor in its gtsdb or FullIJCNN2013; fetch FullIJCNN2013.zip (1.6 GB) from {_GTSDB}, "
+                         "or `download=True` (`--download` on the command line) does")
     rows = _read_gt(folder/'gt.txt')
     files = _find(folder, rows)
     scene = rows[:,1].unique(return_inverse=True)[1]  # `unique` sorts too
     first,last = rows[:,2:4], rows[:,4:6]
-    return Scenes(_read_photographs(list(files.values()), shrink), torch.cat([first, last-first+1], 1)/shrink, scene, rows[:,6], SIGNS, f'GTSDB, {folder.name}, {next(iter(files.values())).suffix}', list(files))
+    boxes,paths = torch.cat([first, last-first+1], 1)/shrink, list(files.values())
+    name = f'GTSDB, {folder.name}, {paths[0].suffix}'
+    return Scenes(_read_photographs(paths, shrink), boxes, scene, rows[:,6], SIGNS, name, list(files))
 
 # %% ../../nbs/41_scenes.ipynb #ec1ff0d1
 def _offsets(
@@ -233,9 +241,10 @@ def sign_crops(
     per_box:int=3, # crops of each box
     size:int=32, # side of a crop, pixels
     seed:int=0): # which crops
-    "Random crops that contain a box, [per_box*M,3,size,size], with targets x, y, w, h in pixels of the crop, `float32`: first one of each box, then the next"
+    "Random crops with a box in each, [per_box*M,3,size,size], targets x, y, w, h in its pixels: first one of each box, then the next"
     H,W = scenes.x.shape[-2:]
-    if not 1 <= size <= min(H, W): raise InputError(f"crops of {size}x{size} cannot be cut from {scenes.name}, which has {W}x{H} pixels; give 1 to {min(H, W)}")
+    if not 1 <= size <= min(H, W):
+        raise InputError(f"crops of {size}x{size} cannot be cut from {scenes.name}, which has {W}x{H} pixels; give 1 to {min(H, W)}")
     if per_box < 1: raise InputError(f"{per_box} crops of each box: give 1 or more")
     boxes,scene = scenes.boxes.repeat(per_box, 1), scenes.scene.repeat(per_box)
     u = torch.rand(2, len(boxes), generator=torch.Generator().manual_seed(seed))
@@ -266,7 +275,7 @@ def _check_share(share):
 def leaking_split(
     crops:Images, # from `sign_crops`
     share:float=.15): # how much of it to test on, between 0 and 1
-    "Train on the first crops and test on the last, as the report did. It leaks: signs of the test part are in training too. Only for the protocol `report`."
+    "Train on the first crops, test on the last, as the report did. It leaks: test signs are in training too. For `report` only."
     _check_share(share)
     n = len(crops) - round(share*len(crops))
     return crops.subset(slice(None, n), f'{crops.name}, train (leaks)'), crops.subset(slice(n, None), f'{crops.name}, test (leaked)')
