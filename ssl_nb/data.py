@@ -151,9 +151,9 @@ def show(self:Images,
     seed:int|None=0): # which ones; None takes the first
     "Show `n` images with the names of their classes; returns the axes"
     i = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-    return show_grid(self.x[i[:n]], None if self.y is None else [_in_words(y, self.vocab) for y in self.y[i[:n]]], cols)
+    return show_grid(self.x[i[:n]], None if self.y is None else [_target_in_words(y, self.vocab) for y in self.y[i[:n]]], cols)
 
-def _in_words(y, vocab):
+def _target_in_words(y, vocab):
     "A target: the name of its class, those of the attributes that are there, or numbers"
     if not vocab: return y.tolist()
     return ', '.join(v for v,there in zip(vocab, y) if there) if y.ndim else vocab[int(y)]
@@ -334,9 +334,9 @@ class ImageDL(DataLoader):
             raise InputError("an exported Learner has no images of its own: give dl=learn.dls.test_dl(images)")
         idxs = samps if isinstance(samps, torch.Tensor) else torch.tensor(list(samps))  # `DistributedDL` hands on an iterator
         for i in idxs.to(self.dataset.x.device).split(self.bs)[self.skip:]:
-            if len(i) == self.bs or not self.drop_last: yield self._fetch(i)
+            if len(i) == self.bs or not self.drop_last: yield self._batch_at(i)
 
-    def _fetch(self, i):
+    def _batch_at(self, i):
         if self.resident or self.device is None or torch.device(self.device).type != 'cuda': return self.dataset[i]
         return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in self.dataset[i])  # does not wait for the GPU's work
 
@@ -384,7 +384,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
     return show_grid(b[0][:max_n], [f'{self._name(k)}\n{self._name(p)}' for k,p in zip(b[1], pred[:max_n])], **kwargs)
 
 @patch
-def _name(self:ImageDL, k): return _in_words(k, self.dataset.vocab)
+def _name(self:ImageDL, k): return _target_in_words(k, self.dataset.vocab)
 
 
 # %% ../nbs/01_data.ipynb #b1a44671

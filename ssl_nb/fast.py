@@ -114,24 +114,24 @@ class FastStep(GraphStep):
         if self.say: self.say(f'fast: {self.how}'); self.say = None
 
     @property
-    def how(self): return ', '.join(filter(None, [self._precision(), self._layout(), self._views(), self._graph()]))
+    def how(self): return ', '.join(filter(None, [self._say_precision(), self._say_layout(), self._say_views(), self._say_graph()]))
 
 # %% ../nbs/25_fast.ipynb #62333e83
 @patch
-def _precision(self:FastStep):
+def _say_precision(self:FastStep):
     mp = next((cb for cb in self.learn.cbs if isinstance(cb, MixedPrecision)), None)
     return (mp.amp_mode.value if mp else 'float32') + (f' ({self.why})' if self.why else '')
 
 @patch
-def _layout(self:FastStep): return 'channels last' if any(isinstance(cb, ChannelsLast) for cb in self.learn.cbs) else ''
+def _say_layout(self:FastStep): return 'channels last' if any(isinstance(cb, ChannelsLast) for cb in self.learn.cbs) else ''
 
 @patch
-def _views(self:FastStep):
+def _say_views(self:FastStep):
     if not self.views: return 'views by one kernel'
     return f'no kernel for the views ({self.views})' if self.model_device.type == 'cuda' else ''
 
 @patch
-def _graph(self:FastStep):
+def _say_graph(self:FastStep):
     off = self.off or ('nothing is trained yet' if self.signed is None else '')
     return f'no CUDA graph ({off})' if off else 'the whole step as a graph'
 

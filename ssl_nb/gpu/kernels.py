@@ -66,7 +66,7 @@ def _put(out, c, ok, v, mean, std):
 
 # %% ../../nbs/23_kernels.ipynb #6434b3a6
 @_jit
-def _cut(x, boxes, oy, ox, sc, sh, sw, C: tl.constexpr, S: tl.constexpr, P: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr):
+def _mean_under(x, boxes, oy, ox, sc, sh, sw, C: tl.constexpr, S: tl.constexpr, P: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr):
     top, left = tl.load(boxes).to(tl.float32), tl.load(boxes + 1).to(tl.float32)
     height, width = tl.load(boxes + 2).to(tl.float32), tl.load(boxes + 3).to(tl.float32)
     cy, cx = top + (oy+.5)*(height/S), left + (ox+.5)*(width/S)
@@ -97,7 +97,7 @@ def _crop_views(x, rows, boxes, flips, factors, shift, order, coins, greys, mean
     oy, ox = pixel//S, pixel % S
     if flips is not None: ox = tl.where(tl.load(flips + i) > .5, S-1-ox, ox)
     x += (i if rows is None else tl.load(rows + i).to(tl.int64))*sn
-    r, g, b = _cut(x, boxes + 4*i, oy, ox, sc, sh, sw, C, S, P, KY, KX)
+    r, g, b = _mean_under(x, boxes + 4*i, oy, ox, sc, sh, sw, C, S, P, KY, KX)
     if coins is not None:
         if tl.load(coins + i) > .5: r, g, b = _jitter(r, g, b, ok, S*S, factors + 3*i, shift + i, order + 4*i, C)
     if greys is not None:
