@@ -44,7 +44,9 @@ class PadCrop(nn.Module):
     def __init__(self, pad:int=4): super().__init__(); self.pad = pad
     def extra_repr(self): return f'pad={self.pad}'
 
-    def draw(self, x): return torch.randint(0, 2*self.pad+1, (2,len(x)), device=x.device)  # top and left of the window in the padded image, [2,B]
+    def draw(self, x):
+        "Top and left of the window in the padded image, [2,B]"
+        return torch.randint(0, 2*self.pad+1, (2,len(x)), device=x.device)
 
     def forward(self, x):
         H,W = x.shape[-2:]
@@ -118,9 +120,11 @@ def unit(x):
 
 # %% ../nbs/02_augment.ipynb #1eb95ddc
 def grey(x):
-    "Luma of RGB images [B,3,H,W] as [B,1,H,W] (ITU-R 601); images of one channel are grey already. Raises `InputError` for other numbers of channels."
+    "Luma of RGB images [B,3,H,W] as [B,1,H,W] (ITU-R 601); one channel is grey already. Raises `InputError` for other numbers of channels."
     if x.shape[1] == 1: return x
-    if x.shape[1] != 3: raise InputError(f"images of {x.shape[1]} channels: colours can be changed where there are 3, or 1 of grey; give a recipe without ColorJitter and Greyscale")
+    if x.shape[1] != 3:
+        raise InputError(f"images of {x.shape[1]} channels: colours can be changed where there are 3, or 1 of grey; "
+                         "give a recipe without ColorJitter and Greyscale")
     r,g,b = x.split(1, 1)
     return (.2989*r).add_(g, alpha=.587).add_(b, alpha=.114)  # numbers, not a tensor: that would be a copy to the GPU
 
@@ -141,7 +145,7 @@ def shift_hue(
 
 # %% ../nbs/02_augment.ipynb #2eb7591e
 class ColorJitter(nn.Module):
-    "Brightness, contrast, saturation and hue of each image by its own factors and in its own order, with probability `p`; on one channel the last two do nothing"
+    "Brightness, contrast, saturation and hue of each image, in its own order, with probability `p`; of grey ones the first two only"
     def __init__(self,
         brightness:float=.4, # factor from 1-`brightness` to 1+`brightness`
         contrast:float=.4, # likewise
@@ -232,7 +236,7 @@ CIFAR10_STATS = (.4914,.4822,.4465), (.2470,.2435,.2616)  # mean and standard de
 IMAGENET_STATS = (.485,.456,.406), (.229,.224,.225)
 
 class Normalize(nn.Module):
-    "Floats of mean 0 and standard deviation 1 by channel, from `uint8` or from floats in 0..1. Raises `InputError` when the images have another number of channels."
+    "`uint8`, or floats in 0..1, to mean 0 and standard deviation 1 by channel. Raises `InputError` for another number of channels."
     def __init__(self,
         mean:tuple=CIFAR10_STATS[0], # by channel, in 0..1
         std:tuple=CIFAR10_STATS[1]): # likewise
@@ -243,7 +247,9 @@ class Normalize(nn.Module):
     def extra_repr(self): return f'mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}'
     def forward(self, x):
         n,C = len(self.mean), x.shape[-3]
-        if C != n: raise InputError(f"images of {C} channel{'s'*(C > 1)}, but mean and standard deviation of {n}: give a recipe made with `stats` of {C}, such as rotnet_augment(stats=(({'.5,'*C}), ({'.25,'*C})))")
+        if C != n:
+            raise InputError(f"images of {C} channel{'s'*(C > 1)}, but mean and standard deviation of {n}: give a recipe made with "
+                             f"`stats` of {C}, such as rotnet_augment(stats=(({'.5,'*C}), ({'.25,'*C})))")
         scale = 255. if x.dtype == torch.uint8 else 1.
         return (x - self.mean*scale) / (self.std*scale)  # one pass each way: no copy of the batch in 0..1
 

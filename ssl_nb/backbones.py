@@ -126,7 +126,8 @@ FAMILIES = {ResNet: _resnet, EfficientNet: _efficientnet, VisionTransformer: _vi
 def _small(name, size):
     "Arguments for `timm.create_model` that suit images of `size` pixels"
     if name.startswith(('vit_','deit','flexivit_')): return dict(img_size=size, **(dict(patch_size=max(2, size//8)) if size < 96 else {}))
-    if name.startswith('pit_'): return dict(img_size=size, **(dict(patch_size=max(2, size//8), stride=max(1, size//16)) if size < 96 else {}))
+    if name.startswith('pit_'):
+        return dict(img_size=size, **(dict(patch_size=max(2, size//8), stride=max(1, size//16)) if size < 96 else {}))
     return {}
 
 def stem_changes(
@@ -171,19 +172,22 @@ def _create(name, size, timms, path, **kwargs):
     if not timm.is_model(name):
         names = timm.list_models()
         near = [n for n in names if name and n.startswith(name)][:3] or get_close_matches(name, names, 3)
-        raise InputError(f"timm has no model {name!r}; {'did you mean ' + ' or '.join(near) + '?' if near else 'timm.list_models() lists what it has'}")
+        hint = f"did you mean {' or '.join(near)}?" if near else 'timm.list_models() lists what it has'
+        raise InputError(f"timm has no model {name!r}; {hint}")
     log = logging.getLogger('huggingface_hub')
     level = log.level
     log.setLevel(logging.ERROR)  # without a network it would tell of every attempt
-    try: return timm.create_model(name, pretrained=timms, pretrained_cfg_overlay=dict(file=str(path)) if path else None, num_classes=0, **kwargs)
+    overlay = dict(file=str(path)) if path else None
+    try: return timm.create_model(name, pretrained=timms, pretrained_cfg_overlay=overlay, num_classes=0, **kwargs)
     finally: log.setLevel(level)
 
 def backbone(
     name:str='resnet18', # any model of timm, such as `efficientnet_b0`, `vit_small_patch16_224`, `pit_ti_224`; or `vit_small_2021`
     size:int=32, # side of the images, pixels
-    weights=None, # None: random; 'imagenet': timm's own, fetched or from its cache; or the path of a safetensors file: of `save_weights`, of `export_weights`, or of timm
+    weights=None, # None: random; 'imagenet': timm's own; or a safetensors file of `save_weights`, of `export_weights`, or of timm
     **kwargs): # for `timm.create_model`, such as `channels=(16,32,64,128)` for a narrow ResNet
-    "A model of timm without its classifier, as a trunk that suits images of `size` pixels; `trunk.recipe` says how it was made. Raises `InputError` for a name, a size or weights that there are not."
+    "A model of timm without its classifier, for images of `size` pixels. Raises `InputError` for a name, size or weights that it has not."
+    # `trunk.recipe` says how it was made
     path = None if weights in (None,'imagenet') else weights
     ours = path and _is_ours(path)
     try:
@@ -191,7 +195,7 @@ def backbone(
         if path and not _load_own(model, path, ours):
             model = _small_stem(_create(name, size, True, path, **kwargs), size)
             _all_there(model, path)
-        if isinstance(model, VisionTransformer) and (left := size % model.patch_embed.patch_size[0]): raise ValueError(f'{left} pixels would be left over beside its patches of {model.patch_embed.patch_size[0]}')
+        if isinstance(model, VisionTransformer): _whole_patches(model.patch_embed.patch_size[0], size)
     except InputError: raise
     except Exception as e: raise InputError(_why_not(name, size, weights, e)) from e
     family = next((make for cls,make in FAMILIES.items() if isinstance(model, cls)), _whole)
@@ -201,13 +205,18 @@ def backbone(
     trunk.recipe = dict(name=name, size=size, **kwargs)  # how to make it again, for files of its weights
     return trunk
 
+def _whole_patches(patch, size):
+    if left := size % patch: raise ValueError(f'{left} pixels would be left over beside its patches of {patch}')
+
 def _is_ours(path):
     "Did `save_weights` write the file? Its names begin with `model.`"
     try: return all(k.startswith('model.') for k in load_file(path))
-    except Exception as e: raise InputError(f"{path} cannot be read as safetensors ({type(e).__name__}); give a file that `save_weights` wrote, or one of timm's") from e
+    except Exception as e:
+        raise InputError(f"{path} cannot be read as safetensors ({type(e).__name__}); "
+                         "give a file that `save_weights` wrote, or one of timm's") from e
 
 def _load_own(model, path, ours):
-    "Load a file that has the names and shapes of `model` itself; False for another of timm's, which timm has to fit to the size and the channels"
+    "Load a file that has the names and shapes of `model` itself; False for another of timm's, which timm has to fit"
     state = {k.removeprefix('model.') if ours else k: v for k,v in load_file(path).items()}
     if not ours and any(k not in state or state[k].shape != v.shape for k,v in model.state_dict().items()): return False
     model.load_state_dict(state, strict=bool(ours))  # a file of timm's may have a classifier too
@@ -220,6 +229,8 @@ def _all_there(model, path):
 
 def _why_not(name, size, weights, e):
     why = f"({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:120].rstrip(' .')})"
-    if weights == 'imagenet': return f"{name}: timm's ImageNet weights are not to be had {why}; it fetches them where there is a network, or give the path of a file with them"
+    if weights == 'imagenet':
+        return (f"{name}: timm's ImageNet weights are not to be had {why}; it fetches them where there is a network, "
+                "or give the path of a file with them")
     if weights: return f"{weights} cannot be loaded into {name} {why}; give a file for the same name and size"
     return f"{name} cannot be made for images of {size} pixels {why}; choose a size that its patches divide, and arguments that timm knows"

@@ -37,7 +37,7 @@ class Images:
 
     def __init__(self,
         x:torch.Tensor, # images, `uint8` [N,3,H,W], grey ones [N,1,H,W] (or cached features, float [N,...], kept as `bfloat16` or not)
-        y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes, `bool` [N,A] for attributes that an image has or has not
+        y:torch.Tensor|None=None, # targets, one row an image: `int64` [N] for classes, `bool` [N,A] for attributes: there or not
         vocab:list|None=None, # names of the classes
         name:str='images'): # what to call it in a figure or a result file
         if y is not None and len(y) != len(x): raise InputError(f"{name}: {len(x)} images but {len(y)} targets; give one target an image")
@@ -77,7 +77,7 @@ def c(self:Images):
 
 @patch(as_prop=True)
 def loss_func(self:Images):
-    "The loss that a `Learner` takes when it is given none: cross-entropy for classes, binary cross-entropy for attributes (`bool`), mean squared error for numbers"
+    "The loss that a `Learner` takes when it is given none: cross-entropy (binary for attributes), or mean squared error for numbers"
     if self.y is None: return None
     return {torch.long: CrossEntropyLossFlat, torch.bool: BCEWithLogitsLossFlat}.get(self.y.dtype, MSELossFlat)()
 
@@ -138,8 +138,10 @@ def cifar10_sample():
     "The part of CIFAR-10 that ships with the package: 4,500 training and 1,000 test images, balanced"
     folder = resources.files('ssl_nb')/'sample'
     labels = json.loads((folder/'labels.json').read_text())
-    return tuple(Images(_read_sheet(folder/f'{part}.webp'), torch.tensor([int(d) for d in labels[part]]), labels['classes'],
-                        f'CIFAR-10 sample, {part}') for part in ('train', 'test'))
+    def part(name):
+        y = torch.tensor([int(d) for d in labels[name]])
+        return Images(_read_sheet(folder/f'{name}.webp'), y, labels['classes'], f'CIFAR-10 sample, {name}')
+    return part('train'), part('test')
 
 # %% ../nbs/01_data.ipynb #d4f5716c
 @patch
@@ -149,9 +151,9 @@ def show(self:Images,
     seed:int|None=0): # which ones; None takes the first
     "Show `n` images with the names of their classes; returns the axes"
     i = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-    return show_grid(self.x[i[:n]], None if self.y is None else [_in_words(y, self.vocab) for y in self.y[i[:n]]], cols)
+    return show_grid(self.x[i[:n]], None if self.y is None else [_target_in_words(y, self.vocab) for y in self.y[i[:n]]], cols)
 
-def _in_words(y, vocab):
+def _target_in_words(y, vocab):
     "A target: the name of its class, those of the attributes that are there, or numbers"
     if not vocab: return y.tolist()
     return ', '.join(v for v,there in zip(vocab, y) if there) if y.ndim else vocab[int(y)]
@@ -166,8 +168,9 @@ def show_grid(
     rows = -(-len(x)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(cols*size, rows*(size+.2*(titles is not None))), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
+    limits = dict(vmin=0, vmax=255 if x.dtype == torch.uint8 else 1)  # for one channel: dark stays dark
     for k,(im,ax) in enumerate(zip(x, axs.flat)):
-        ax.imshow(im.permute(1,2,0).cpu().numpy().squeeze(), cmap='gray', vmin=0, vmax=255 if im.dtype == torch.uint8 else 1)  # the limits are for one channel: dark stays dark
+        ax.imshow(im.permute(1,2,0).cpu().numpy().squeeze(), cmap='gray', **limits)
         if titles is not None: ax.set_title(str(titles[k]), fontsize=8)
     return axs
 
@@ -210,7 +213,8 @@ def _disk_says(e, root, download):
     "What is wrong with the disk, in words, if that is the matter"
     if not isinstance(e, OSError): return None
     if not download: return f"cannot read {e.filename or root}: {e.strerror or e}; see whether you may, or take another copy"
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG): return f"cannot write to {root}: {e.strerror}; make room, or choose another folder"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+        return f"cannot write to {root}: {e.strerror}; make room, or choose another folder"
 
 def _what_to_do(download, partial, there):
     "How to come by the files, or to do without them"
@@ -222,16 +226,18 @@ def _what_to_do(download, partial, there):
 def cifar10(
     root, # the folder that holds, or shall hold, `cifar-10-batches-py`
     download:bool=False, # fetch the release (170 MB, checked) when it is not there
-    partial:bool=False): # do without the training batches that are missing; `train.batches` are the numbers of the others, or None when there are all five
-    "CIFAR-10: 50,000 training and 10,000 test images. Raises `InputError` when files are missing or damaged, or for `download` with `partial`."
-    if download and partial: raise InputError("`download=True` (`--download`) fetches all batches and `partial=True` (`--partial`) takes those that are there: give one of them")
+    partial:bool=False): # do without missing training batches; `train.batches` are the numbers of the others, None when all are there
+    "CIFAR-10: 50,000 training and 10,000 test images. Raises `InputError` for missing or damaged files, or `download` with `partial`."
+    if download and partial: raise InputError("`download=True` (`--download`) fetches all batches and `partial=True` (`--partial`) "
+                                              "takes those that are there: give one of them")
     root,release,there = Path(os.path.expanduser(root)), CIFAR10, CIFAR10
     try:
         there = _those_there(root)
         if partial: release = there
         parts = [release(root, train=t, download=download) for t in (True, False)]
     except Exception as e:
-        raise InputError(_disk_says(e, root, download) or f"CIFAR-10: {_whats_wrong(root, release)}; {_what_to_do(download, partial, there)}") from e
+        why = _disk_says(e, root, download) or f"CIFAR-10: {_whats_wrong(root, release)}; {_what_to_do(download, partial, there)}"
+        raise InputError(why) from e
     train,test = (Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets), p.classes, f'CIFAR-10, {n}')
                   for p,n in zip(parts, ('train', 'test')))
     train.batches = _numbers(release)
@@ -254,8 +260,11 @@ def label_fraction(
     "A stratified part of `images`: the same number, or the same share, of every class. Raises `InputError` when a class has too few."
     if images.y is None: raise InputError(f"{images.name} has no labels to take a part of")
     share = isinstance(labels, float)
-    if not share and images.y.dtype != torch.long: raise InputError(f"{images.name} has no classes to count {labels} labels for; give a share of the images, a float above 0 and up to 1")
-    if not (0 < labels <= 1 if share else labels >= 1): raise InputError(f"{labels} labels a class: give a whole number of 1 or more, or a share (a float above 0 and up to 1)")
+    if not share and images.y.dtype != torch.long:
+        raise InputError(f"{images.name} has no classes to count {labels} labels for; "
+                         "give a share of the images, a float above 0 and up to 1")
+    if not (0 < labels <= 1 if share else labels >= 1):
+        raise InputError(f"{labels} labels a class: give a whole number of 1 or more, or a share (a float above 0 and up to 1)")
     parts = []
     for k,i in _by_class(images.y, seed):
         n = max(1, round(labels*len(i))) if share else int(labels)
@@ -307,7 +316,8 @@ class ImageDL(DataLoader):
         if not isinstance(bs, (int,np.integer)) or bs < 1: raise InputError(f"bs={bs!r}: give a whole number of 1 or more")
         if device is not None and resident: dataset = dataset.to(device)
         self.asked = bs  # a loader made from this one may have more images
-        bs, self.steps, self.resident, self.rows, self.skip = min(bs, n), steps, resident, rows, 0  # `skip`: batches of the next epoch that a resumed fit has done
+        bs, self.steps, self.resident, self.rows = min(bs, n), steps, resident, rows
+        self.skip = 0  # batches of the next epoch that a resumed fit has done
         kwargs.update(n=n if steps is None else steps*bs, num_workers=0)
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=shuffle if drop_last is None else drop_last, device=device, **kwargs)
 
@@ -324,11 +334,11 @@ class ImageDL(DataLoader):
             raise InputError("an exported Learner has no images of its own: give dl=learn.dls.test_dl(images)")
         idxs = samps if isinstance(samps, torch.Tensor) else torch.tensor(list(samps))  # `DistributedDL` hands on an iterator
         for i in idxs.to(self.dataset.x.device).split(self.bs)[self.skip:]:
-            if len(i) == self.bs or not self.drop_last: yield self._fetch(i)
+            if len(i) == self.bs or not self.drop_last: yield self._batch_at(i)
 
-    def _fetch(self, i):
+    def _batch_at(self, i):
         if self.resident or self.device is None or torch.device(self.device).type != 'cuda': return self.dataset[i]
-        return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in self.dataset[i])  # the copy does not wait for the GPU's work
+        return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in self.dataset[i])  # does not wait for the GPU's work
 
     def new(self, dataset=None, cls=None, **kwargs):
         if isinstance(dataset, (list,tuple,L)): dataset = _as_images(dataset, self.dataset)
@@ -374,7 +384,7 @@ def show_results(self:ImageDL, b, out, max_n:int=16, **kwargs):
     return show_grid(b[0][:max_n], [f'{self._name(k)}\n{self._name(p)}' for k,p in zip(b[1], pred[:max_n])], **kwargs)
 
 @patch
-def _name(self:ImageDL, k): return _in_words(k, self.dataset.vocab)
+def _name(self:ImageDL, k): return _target_in_words(k, self.dataset.vocab)
 
 
 # %% ../nbs/01_data.ipynb #b1a44671
@@ -398,7 +408,8 @@ def items(self:ImageDL): return self.dataset if self.rows is None else self.data
 @patch
 def decode_batch(self:ImageDL, b, max_n:int=9, full:bool=True):
     "Samples of a batch: images, and their classes by name"
-    return L((TensorImage(x), *(self._show_y(y) for y in ys)) for x,*ys in zip(*(t[:max_n] for t in b)))
+    few = [t[:max_n] for t in b]
+    return L((TensorImage(x), *map(self._show_y, ys)) for x,*ys in zip(*few))
 
 @patch
 def _show_y(self:ImageDL, y):
@@ -426,4 +437,5 @@ def image_dls(
     "fastai `DataLoaders` of two sets of images that lie on the device, or go there batch by batch"
     device = default_device() if device is None else torch.device(device)
     kwargs = dict(device=device, resident=resident)
-    return DataLoaders(ImageDL(train, bs, shuffle=True, steps=steps, rows=rows, **kwargs), ImageDL(valid, valid_bs, **kwargs), device=device)
+    train_dl = ImageDL(train, bs, shuffle=True, steps=steps, rows=rows, **kwargs)
+    return DataLoaders(train_dl, ImageDL(valid, valid_bs, **kwargs), device=device)

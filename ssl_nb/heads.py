@@ -60,7 +60,9 @@ def make_head(
     **kwargs): # for the head
     "The head of that name. Raises `InputError` for an unknown one, and for one that wants maps where there are vectors."
     if isinstance(head, str) and head not in HEADS: raise InputError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
-    if head in ('conv','box') and len(shape) < 3: raise InputError(f"a {head} head needs maps, and these features are vectors of {shape[0]} numbers; take fewer blocks (`upto`), or a linear or nonlinear head")
+    if head in ('conv','box') and len(shape) < 3:
+        raise InputError(f"a {head} head needs maps, and these features are vectors of {shape[0]} numbers; "
+                         "take fewer blocks (`upto`), or a linear or nonlinear head")
     return (HEADS[head] if isinstance(head, str) else head)(shape, n_out, **kwargs)
 
 # %% ../nbs/05_heads.ipynb #46ad6808

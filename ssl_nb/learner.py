@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['decay_groups', 'torch_opt', 'sgd', 'rotnet_opt', 'DeviceSmoothLoss', 'OnDevice', 'LazyProgressCallback',
-           'ssl_learner']
+           'LazyBarLearner', 'ssl_learner']
 
 # %% ../nbs/07_learner.ipynb #861a5b46
 import time
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -16,7 +17,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import patch
+from fastcore.basics import filter_values
 from fastcore.foundation import L
 from torch import nn
 
@@ -33,9 +34,13 @@ def decay_groups(model:nn.Module):
 class _TorchOpt(OptimWrapper):
     "fastai's wrapper without the settings that are None: loggers such as fastai's `TensorBoardCallback` write down all, as numbers"
     @property
-    def hypers(self): return [{k: v for k,v in h.items() if v is not None} for h in super().hypers]
+    def hypers(self): return [filter_values(h, lambda v: v is not None) for h in super().hypers]
 
 _FUSED = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+def _can_fuse(opt, groups, kwargs):
+    if opt not in _FUSED or kwargs.keys() & {'foreach','differentiable'}: return False
+    return all(p.is_cuda for p in chain(*groups))
 
 def torch_opt(
     opt=torch.optim.SGD, # a torch optimiser
@@ -46,8 +51,9 @@ def torch_opt(
         groups = list(params)
         if isinstance(groups[0], torch.Tensor): groups = [groups]
         wds = wd if isinstance(wd, (tuple, list)) else [wd]*len(groups)
-        if len(wds) != len(groups): raise InputError(f"wd={wd}: the splitter makes {len(groups)} parameter groups; give one number, or one for each")
-        fused = dict(fused=True) if opt in _FUSED and not kwargs.keys() & {'foreach','differentiable'} and all(p.is_cuda for g in groups for p in g) else {}  # one kernel for all weights
+        if len(wds) != len(groups):
+            raise InputError(f"wd={wd}: the splitter makes {len(groups)} parameter groups; give one number, or one for each")
+        fused = dict(fused=True) if _can_fuse(opt, groups, kwargs) else {}  # one kernel for all weights
         return _TorchOpt([dict(params=list(g), weight_decay=w) for g,w in zip(groups, wds)], opt, lr=lr, **{**fused, **kwargs})
     return opt_func
 
@@ -78,8 +84,9 @@ class OnDevice(Callback):
     order = Recorder.order + 1
     def before_fit(self):
         self.done = 0
-        if not isinstance(self.recorder.smooth_loss, DeviceSmoothLoss): self.recorder.smooth_loss = DeviceSmoothLoss(self.recorder.smooth_loss.beta)
-        self.recorder.smooth_loss.reset()
+        rec = self.recorder
+        if not isinstance(rec.smooth_loss, DeviceSmoothLoss): rec.smooth_loss = DeviceSmoothLoss(rec.smooth_loss.beta)
+        rec.smooth_loss.reset()
 
     def after_epoch(self):
         losses = self.recorder.losses
@@ -99,15 +106,20 @@ class LazyProgressCallback(ProgressCallback):
             self.next_read = time.monotonic() + 1
 
 # %% ../nbs/07_learner.ipynb #0bccbfca
-@patch
-@contextmanager
-def no_bar(self:Learner):
-    "Fit without a progress bar, and put the same bar back afterwards"
-    bar = getattr(self, 'progress', None)
-    if bar is not None: self.remove_cb(bar)
-    try: yield self
-    finally:
-        if bar is not None: self.add_cb(bar)
+class LazyBarLearner(Learner):
+    "fastai's `Learner`, whose bar reads the loss once a second"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if hasattr(self, 'progress'): self.remove_cb(self.progress).add_cb(LazyProgressCallback())
+
+    @contextmanager
+    def no_bar(self):
+        "Fit without a progress bar, and put the same bar back afterwards"
+        bar = getattr(self, 'progress', None)
+        if bar is not None: self.remove_cb(bar)
+        try: yield self
+        finally:
+            if bar is not None: self.add_cb(bar)
 
 # %% ../nbs/07_learner.ipynb #0ef909fa
 def ssl_learner(
@@ -119,8 +131,8 @@ def ssl_learner(
     cbs=(), # further callbacks
     **kwargs): # for `Learner`: `metrics`, `splitter`, `lr`, ...
     "fastai's `Learner` with torch's SGD, channels-last convolutions and, on loaders of `image_dls`, no copy from the device per batch"
-    learn = Learner(dls, model, loss_func, opt_func or sgd(),
-                    cbs=[*([ChannelsLast()] if channels_last else []), OnDevice(), KeepMemory(), *L(cbs)], **kwargs)
-    if getattr(dls, 'device', None) is not None: learn.model.to(dls.device)  # fastai does so when the fit begins, and its optimiser is made before
-    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress).add_cb(LazyProgressCallback())
+    cbs = [*([ChannelsLast()] if channels_last else []), OnDevice(), KeepMemory(), *L(cbs)]
+    learn = LazyBarLearner(dls, model, loss_func, opt_func or sgd(), cbs=cbs, **kwargs)
+    # fastai moves the model when the fit begins, and its optimiser is made before
+    if getattr(dls, 'device', None) is not None: learn.model.to(dls.device)
     return learn

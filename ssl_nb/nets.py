@@ -60,7 +60,8 @@ def conv_bn_relu(
     kernel:int, # side of the window, pixels, odd
     momentum:float=.1): # of BatchNorm's running statistics, as torch counts it
     "Convolution that keeps the size, BatchNorm, ReLU"
-    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, padding=kernel//2, bias=False), nn.BatchNorm2d(c_out, momentum=momentum), nn.ReLU(inplace=True))
+    conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel//2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, momentum=momentum), nn.ReLU(inplace=True))
 
 def nin_block(
     c_in:int, # channels that come in
@@ -77,7 +78,7 @@ def nin_block(
 @torch.no_grad()
 def init_nin(
     m:nn.Module, # initialised in place
-    linear:str=''): # linear layers: '' torch's own, 'normal' or 'truncated' with standard deviation sqrt(2/out), 'glorot' as Keras does by itself
+    linear:str=''): # linear layers: '' torch's own, 'normal' or 'truncated' with deviation sqrt(2/out), 'glorot' as Keras does by itself
     "N(0, sqrt(2/(k*k*out))) for convolutions, 1 and 0 for BatchNorm, 0 for biases (report, sections 5.1 and 5.2)"
     for l in m.modules():
         if isinstance(l, nn.Conv2d): l.weight.normal_(0, (2/(l.kernel_size[0]*l.kernel_size[1]*l.out_channels))**.5)
@@ -109,7 +110,8 @@ class NIN(Trunk):
         blocks += [nin_block(width, w, 3, momentum) for _ in range(n_blocks-3)]
         super().__init__(*blocks[:n_blocks])
         self.width = width
-        self.recipe = dict(name='nin', width=width, n_blocks=n_blocks, first=first, pool3=pool3, momentum=momentum, channels=channels)  # how to make it again
+        self.recipe = dict(name='nin', width=width, n_blocks=n_blocks, first=first, pool3=pool3,
+                           momentum=momentum, channels=channels)  # how to make it again
         init_nin(self)
 
 def nin(

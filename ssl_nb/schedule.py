@@ -71,6 +71,7 @@ def fit_cosine(self:Learner,
     "Fit with a warm-up and half a cosine; parameter groups in `constant` keep their rate, as SimSiam's predictor does"
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: give fewer epochs than the {n_epoch} of the fit")
     lrs = _rates(self, lr)
-    if any(not -len(lrs) <= g < len(lrs) for g in constant): raise InputError(f"constant={tuple(constant)}: the optimiser has parameter groups 0 to {len(lrs)-1}")
+    if any(not -len(lrs) <= g < len(lrs) for g in constant):
+        raise InputError(f"constant={tuple(constant)}: the optimiser has parameter groups 0 to {len(lrs)-1}")
     keep = np.isin(np.arange(len(lrs)), [g % len(lrs) for g in constant])
     self.fit(n_epoch, cbs=L(ParamScheduler({'lr': sched_cosine(lrs, warmup/n_epoch, final, keep)})) + L(kwargs.pop('cbs', None)), **kwargs)

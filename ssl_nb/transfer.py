@@ -8,6 +8,7 @@ __all__ = ['TRANSFER_MODES', 'Frozen', 'set_bn_statistics', 'cache_features', 't
 # %% ../nbs/20_transfer.ipynb #ffb03fbd
 import warnings
 from copy import deepcopy
+from functools import partial
 from math import prod
 
 import torch
@@ -111,18 +112,17 @@ def transfer_learner(
     augment:tuple|None=None, # a pair of modules, for training and for measuring; by default RotNet's
     half:bool=False, # `cached`: keep features in bf16, for a head that is trained so
     **kwargs): # for `ssl_learner`
-    "A `Learner` for a head on the first blocks of a trunk. Random blocks need `set_bn_statistics` first. Raises `InputError` for an unknown mode or head, and for batches of one image."
+    "A `Learner` for a head on the first blocks of a trunk. Raises `InputError` for an unknown mode or head, and for batches of one image."
+    # random blocks need `set_bn_statistics` first
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
     augment,norm = augment or rotnet_augment(protocol)
     shape = tuple(train.x.shape[1:]) if mode == 'features' else feature_shape(trunk, upto, train.x.shape[-1])
     own = dict(momentum=.9) if protocol == 'report' and head in ('conv','box') else {}  # BatchNorm as in the net
-    net = make_head(head, shape, train.c, **own)
-    if min(bs, len(train)) < 2 and any(isinstance(m, _BatchNorm) for learned in (net, *([trunk] if mode == 'finetune' else [])) for m in learned.modules()):
-        raise InputError("a batch of one image: BatchNorm has nothing to average over; give two images or more, and bs=2 or more")
+    net,pooled = make_head(head, shape, train.c, **own), head == 'linear'
+    _check_batches(min(bs, len(train)), net, *([trunk] if mode == 'finetune' else []))
     if mode == 'finetune' and protocol != 'report': kwargs.setdefault('splitter', body_and_head)  # `report` groups by weight decay
     kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))
-    pooled = head == 'linear'
     if mode == 'cached' and not pooled and (why := too_large(
             trunk, len(train)*(passes or 1) + len(valid), train.x.shape[-1], upto, device or default_device(), half)):
         warnings.warn(why)
@@ -130,12 +130,17 @@ def transfer_learner(
     if mode == 'cached':
         device = default_device() if device is None else device
         steps = steps or (passes and max(1, len(train)//bs))  # an epoch is as long as ever
-        train = cache_features(trunk, train, augment if passes else norm, upto, device, passes=passes or 1, half=half, pooled=pooled)
-        valid = cache_features(trunk, valid, norm, upto, device, half=half, pooled=pooled)
+        cache = partial(cache_features, trunk, upto=upto, device=device, half=half, pooled=pooled)
+        train,valid = cache(train, augment if passes else norm, passes=passes or 1), cache(valid, norm)
     elif mode != 'features':
         cbs = L(Augment(augment, norm)) + cbs
         net = nn.Sequential(Frozen(trunk, upto) if mode == 'frozen' else deepcopy(trunk.upto(upto)).requires_grad_(True), net)
     return ssl_learner(image_dls(train, valid, bs, steps=steps, device=device), net, cbs=cbs, **kwargs)
+
+def _check_batches(n, *learned):
+    "Raise `InputError` when batches of `n` have no statistics for what is learned"
+    if n < 2 and any(isinstance(m, _BatchNorm) for net in learned for m in net.modules()):
+        raise InputError("a batch of one image: BatchNorm has nothing to average over; give two images or more, and bs=2 or more")
 
 def body_and_head(
     model:nn.Sequential): # of a body and a head

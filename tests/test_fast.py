@@ -16,12 +16,13 @@ from fastai.callback.progress import CSVLogger
 from torch import nn
 
 import ssl_nb.augment as augment
-import ssl_nb.fast as fast
+import ssl_nb.gpu.kernels as kernels
 from conftest import one_line_error
 from ssl_nb.augment import Blur, ColorJitter, Normalize, PadCrop
 from ssl_nb.data import Images, cifar10_sample, image_dls
 from ssl_nb.device import check_precision
-from ssl_nb.fast import Tape
+from ssl_nb.fast import *  # `learn.fast`
+from ssl_nb.gpu.graph import LiveHypers, Tape
 from ssl_nb.learner import ssl_learner, torch_opt
 from ssl_nb.nets import nin
 from ssl_nb.methods.rotation import Rotation, rotnet_learner
@@ -94,7 +95,6 @@ def test_a_hundred_steps_with_a_changing_rate():
 
 def test_the_tests_see_a_frozen_rate(monkeypatch):
     "If the rate were a number in the graph, the comparison would fail"
-    from ssl_nb.fast import LiveHypers
     monkeypatch.setattr(LiveHypers, 'step', lambda self: self.one_step(self.opt))
     with pytest.raises(AssertionError): same(fitted(rotation, one_cycle), fitted(rotation, one_cycle, NEVER))
 
@@ -235,8 +235,8 @@ def test_off_on_a_cpu_and_says_so(capsys):
 @pytest.mark.parametrize('views,why', [(lambda r, d: lambda x: r(x).to(d), None), (lambda r, d: lambda x: r(x) + .2, 'other views'), (lambda r, d: lambda x: 1/0, 'fails here: division')])
 def test_a_kernel_is_tried_before_it_is_trusted(views, why, monkeypatch):
     "`views` stands for a kernel that was compiled for a GPU"
-    monkeypatch.setattr(fast, 'why_not_fused', lambda recipe, x: '')
-    monkeypatch.setattr(fast, 'FusedViews', views)
+    monkeypatch.setattr(kernels, 'why_not_fused', lambda recipe, x: '')
+    monkeypatch.setattr(kernels, 'FusedViews', views)
     learn = siamese().fast(say=None)
     recipe,before = learn.pairs.augment, torch.get_rng_state()
     learn.fast_step._fuse_views('bf16')

@@ -8,10 +8,12 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from torch import nn
 
-import ssl_nb.kernels as kernels
+import ssl_nb.gpu.kernels as kernels
 from ssl_nb.augment import Augment, Normalize
 from ssl_nb.data import cifar10_sample, image_dls
-from ssl_nb.fast import FastStep, Tape
+from ssl_nb.fast import FastStep
+from ssl_nb.gpu.graph import Tape
+from ssl_nb.gpu.step import Stage
 from ssl_nb.learner import sgd, ssl_learner, torch_opt
 from ssl_nb.nets import nin
 from ssl_nb.methods.rotation import Rotation, rotate, rotnet_learner
@@ -190,3 +192,36 @@ def test_eighths_copy_nothing_to_the_device():
     with Look(): y = rotate(x, 8)
     at = torch.linspace(-1, 1, 32); inside = (at**2 + at[:,None]**2 <= 1)
     torch.testing.assert_close(y[2:4], inside*TF.rotate(x, 45, TF.InterpolationMode.BILINEAR), rtol=0, atol=1e-5)
+
+
+def test_the_stages_of_a_fit():
+    "... in the words of `Stage`: warm, captured, warm again when the step is another, plain where there is a reason, idle when it is over"
+    class Stages(Callback):
+        def before_fit(self): self.seen = [self.learn.fast_step.stage.name]
+        def before_epoch(self):
+            if self.epoch == 1: self.model[1].weight.requires_grad_(False)
+            if self.epoch == 2: self.opt.opt.param_groups[0]['weight_decay'] = .1
+        def after_batch(self):
+            if self.training: self.seen.append(self.learn.fast_step.stage.name)
+    learn = fit(fast(small(norm(), Stages()), warm=2), lambda l: l.fit(4, .01))
+    assert learn.stages.seen == ['IDLE', *['WARMING']*2, *['CAPTURED']*3, *['WARMING']*2, *['CAPTURED']*3, *['PLAIN']*10]
+    assert learn.fast_step.stage is Stage.IDLE and 'weight_decay' in learn.fast_step.how
+    fit(learn, lambda l: l.fit(1, .01))
+    assert learn.fast_step.off is None and learn.stages.seen[1:] == [*['WARMING']*2, *['CAPTURED']*3]  # the next fit begins anew
+
+
+def test_a_validation_within_an_epoch_takes_nothing_from_the_steps():
+    "Such a callback puts the Learner back into training, and the step goes on with its parts"
+    class Look(Callback):
+        def before_fit(self):
+            if not hasattr(self, 'seen'): self.seen = []
+        def after_batch(self):
+            if not self.training: return
+            self.seen.append(len(self.yb))  # labels of the rotation: a part of the step
+            if self.train_iter != 3: return
+            dl,it,epochs = self.learn.dl, self.learn.iter, self.learn.n_epoch
+            self.learn.validate()
+            self.learn.dl,self.learn.iter,self.learn.training,self.learn.n_epoch = dl, it, True, epochs
+            self.model.train()
+    learn = fit(fast(rotation(cbs=Look())), lambda l: l.fit(1, .01))
+    assert learn.look.seen == [1]*5

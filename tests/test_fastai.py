@@ -1,6 +1,9 @@
 "A fastai user's way: the callbacks in a plain `Learner`, with fastai's own loaders and fastai's own callbacks"
+import importlib
 import math
+import pkgutil
 import random
+import sys
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from conftest import one_line_error
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import *
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -32,10 +35,11 @@ from PIL import Image
 from torch import nn
 from torchvision.utils import save_image
 
+import ssl_nb
 from ssl_nb.augment import CIFAR10_STATS, Augment, Normalize, rotnet_augment, simsiam_augment
 from ssl_nb.data import ImageDL, Images, cifar10_sample, image_dls
 from ssl_nb.heads import linear_head, predictor, projector
-from ssl_nb.learner import OnDevice, sgd
+from ssl_nb.learner import LazyProgressCallback, OnDevice, sgd, ssl_learner
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.methods.rotation import Rotation, rotate4, rotation_accuracy, rotation_labels, rotnet_learner
 from ssl_nb.schedule import *
@@ -588,3 +592,37 @@ def test_a_net_without_labels_has_no_results_to_show(task, labels):
     one_line_error(learn.show_results, 'plot_neighbours')
     one_line_error(lambda: ClassificationInterpretation.from_learner(learn), 'an image has none')
     assert len(learn.predict(FEW[1].x[0])[2]) == (4 if task == 'rotation' else 16)  # turns, or features
+
+
+def test_fastais_own_classes_stay_as_they_are():
+    "After all of the package is imported they have three new methods, and none that is replaced: other Learners keep fastai's `no_bar`"
+    for m in pkgutil.walk_packages(ssl_nb.__path__, 'ssl_nb.'): importlib.import_module(m.name)
+    classes = {o for name,m in list(sys.modules.items()) if name.startswith('fastai.') for o in vars(m).values()
+               if isinstance(o, type) and o.__module__.startswith('fastai.')}
+    def ours(f): return getattr(getattr(f, 'fget', f), '__module__', None) or ''
+    assert {f'{c.__name__}.{k}' for c in classes for k,f in vars(c).items() if ours(f).startswith('ssl_nb')} == {'Learner.fast', 'Learner.fit_cosine', 'Learner.fit_steps'}
+
+
+def test_no_bar_gives_back_the_bar_that_was_there():
+    learn = ssl_learner(image_dls(TRAIN, TEST, device='cpu'), nn.Linear(3, 10), nn.CrossEntropyLoss())
+    bar = learn.progress
+    with learn.no_bar(): assert not hasattr(learn, 'progress')
+    assert learn.progress is bar and type(bar) is LazyProgressCallback
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(): raise KeyboardInterrupt
+    assert learn.progress is bar
+    learn.remove_cb(bar)
+    with learn.no_bar(): pass
+    assert not hasattr(learn, 'progress')
+    stock = Learner(learn.dls, learn.model, nn.CrossEntropyLoss())
+    with stock.no_bar(): assert not hasattr(stock, 'progress')
+    assert type(stock.progress) is ProgressCallback
+
+
+def test_a_learner_that_goes_into_a_file_comes_back_with_its_no_bar(tmp_path):
+    learn = ssl_learner(image_dls(TRAIN, TEST, device='cpu'), nn.Linear(3, 10), nn.CrossEntropyLoss())
+    learn.path = tmp_path
+    learn.export('l.pkl')
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); back = load_learner(tmp_path/'l.pkl')
+    assert type(back) is type(learn) and isinstance(back, Learner)
+    with back.no_bar(): assert not hasattr(back, 'progress')
+    assert type(back.progress) is LazyProgressCallback

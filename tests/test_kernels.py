@@ -12,8 +12,8 @@ from torch import nn
 from ssl_nb.augment import CIFAR10_STATS, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, rotnet_augment, simsiam_augment, unit
 
 triton = pytest.importorskip('triton')
-from ssl_nb import kernels
-from ssl_nb.kernels import FusedViews, fuse_views, why_not_fused
+from ssl_nb.gpu import kernels
+from ssl_nb.gpu.kernels import FusedViews, fuse_views, why_not_fused
 
 # triton reads the variable when it is imported, and that was before this file: these tests run in a process of their own
 interpreted = pytest.mark.skipif(os.environ.get('TRITON_INTERPRET') != '1', reason='for the process with the interpreter')
@@ -112,7 +112,7 @@ def test_what_cannot_be_fused():
 def test_without_triton(monkeypatch):
     "Where triton cannot be imported the module can, and there are no kernels"
     monkeypatch.setitem(sys.modules, 'triton', None)
-    spec = importlib.util.spec_from_file_location('ssl_nb.kernels_without_triton', kernels.__file__)
+    spec = importlib.util.spec_from_file_location('ssl_nb.gpu.kernels_without_triton', kernels.__file__)
     alone = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(alone)
     assert alone.why_not_fused(recipe(32)) == 'triton is not installed' and alone.fuse_views(recipe(32)) is None
