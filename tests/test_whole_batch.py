@@ -26,8 +26,9 @@ from ssl_nb.distributed import *
 from ssl_nb.method import *
 from ssl_nb.nets import Trunk
 from ssl_nb.siamese import *
+from ssl_nb.methods.barlow_twins import barlow_loss
 from ssl_nb.methods.simclr import nt_xent
-LOSSES
+from ssl_nb.methods.vicreg import vicreg_loss
 folder = Path(sys.argv[1])
 rank, world = join_processes(timeout=60)
 images = Images(torch.randint(0, 256, (94, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte(), None)
@@ -35,7 +36,7 @@ done = {}
 
 def losses():
     "On the same 16 pairs, of which each process has its part"
-    for name, loss in WHOLE.items():
+    for name, loss in dict(simclr=nt_xent, barlow_twins=barlow_loss, vicreg=vicreg_loss).items():
         torch.manual_seed(0)
         weight, x = torch.randn(8, 6).requires_grad_(), torch.randn(2, 16, 8)
         mine = x.view(2, world, 16//world, 8)[:, rank]
@@ -62,16 +63,16 @@ if rank == 0:  # as when a run times its steps; the other process is not there t
     done['alone'] = [float(l) for l in learn.recorder.losses]
 (folder/f'{rank}of{world}.json').write_text(json.dumps(done))
 '''
-IMPORTS = 'WHOLE = dict(simclr=nt_xent)'
 
 
 @pytest.fixture(scope='module')
 def said(tmp_path_factory):
     "What one process says, and what each of two says"
     out = tmp_path_factory.mktemp('whole')
-    (out/'worker.py').write_text(WORKER.replace('LOSSES', IMPORTS))
+    (out/'worker.py').write_text(WORKER)
     argv, port = [str(out/'worker.py'), str(out)], free_port()
-    procs = [subprocess.Popen([sys.executable, *argv], env={**process_env(k, 2, port), 'OMP_NUM_THREADS': '1', 'SSL_NB_LAUNCHER': str(os.getpid())}) for k in range(2)]
+    env = {'OMP_NUM_THREADS': '1', 'SSL_NB_LAUNCHER': str(os.getpid())}
+    procs = [subprocess.Popen([sys.executable, *argv], env={**process_env(k, 2, port), **env}) for k in range(2)]
     with pytest.MonkeyPatch.context() as m, warnings.catch_warnings(): m.setattr(sys, 'argv', argv); runpy.run_path(argv[0])
     assert [p.wait(100) for p in procs] == [0, 0]
     return [json.loads((out/name).read_text()) for name in ('0of1.json', '0of2.json', '1of2.json')]
@@ -80,7 +81,7 @@ def said(tmp_path_factory):
 def near(a, b, eps=1e-5): return torch.allclose(torch.tensor(a), torch.tensor(b), atol=eps, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['simclr'])
+@pytest.mark.parametrize('name', ['simclr', 'barlow_twins', 'vicreg'])
 def test_loss_and_gradients_of_two_processes_are_those_of_one(said, name):
     one, *two = (d[name] for d in said)
     for part in two: assert near(one['loss'], part['loss']) and near(one['grad'], part['grad'])
@@ -88,7 +89,9 @@ def test_loss_and_gradients_of_two_processes_are_those_of_one(said, name):
 
 def test_a_fit_of_two_processes_is_that_of_one(said):
     one, *two = (d['fit'] for d in said)
-    for part in two: assert near(one['losses'], part['losses']) and near(one['valid'], part['valid'])  # what is measured is gathered once, not twice
+    for part in two:
+        assert near(one['losses'], part['losses'])
+        assert near(one['valid'], part['valid'])  # what is measured is gathered once, not twice
 
 
 def test_without_gathering_it_is_another_loss(said):
