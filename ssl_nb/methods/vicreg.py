@@ -56,9 +56,9 @@ def vicreg_learner(
     if not all(w >= 0 for w in (sim,var,cov)): raise InputError(f"sim={sim}, var={var}, cov={cov}: give weights of 0 or more")
     c = pooled_width(trunk, size)
     model = TwoViews(trunk, projector(c, width or min(2048, 4*c), layers=3, last='none'))
-    defaults = dict(opt_func=torch_opt(momentum=.9), lr=.3*dls.train.bs*accumulate/256, whole=True)
+    defaults = dict(opt_func=torch_opt(momentum=.9), lr=.05*dls.train.bs*accumulate/256, whole=True)
     loss = partial(vicreg_loss, sim=sim, var=var, cov=cov)
     return views_learner(dls, model, loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/18_vicreg.ipynb #00f65103
-register(Method('vicreg', vicreg_learner, simsiam_augment, 'Bardes et al. 2022', cosine, lr=.3, picture=plot_views))
+register(Method('vicreg', vicreg_learner, simsiam_augment, 'Bardes et al. 2022', cosine, lr=.05, picture=plot_views))
