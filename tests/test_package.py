@@ -16,7 +16,7 @@ def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights plots kernels fast'
     parts += ' distributed decode folders export runs classifier cli'
     assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
-                              *(f'methods.{m}' for m in 'rotation simsiam'.split())])
+                              *(f'methods.{m}' for m in 'byol essl rotation simsiam'.split())])
 
 
 @pytest.mark.parametrize('name', MODULES)
