@@ -16,7 +16,7 @@ def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights checkpoint fast'
     parts += ' distributed plots fitting image_files labels decode folders export runs classifier launch cli'
     assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
-                              *(f'methods.{m}' for m in 'barlow_twins rotation simclr simsiam vicreg'.split()),
+                              *(f'methods.{m}' for m in 'barlow_twins byol essl rotation simclr simsiam vicreg'.split()),
                               *(f'gpu.{m}' for m in 'graph kernels step'.split())])
 
 
