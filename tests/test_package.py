@@ -14,8 +14,8 @@ MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(s
 
 def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights plots kernels fast'
-    parts += ' distributed fitting decode folders export runs classifier cli'
-    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
+    parts += ' distributed fitting loading decode folders export settings report runs classifier terminal cli'
+    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam reports'.split()),
                               *(f'methods.{m}' for m in 'rotation simsiam'.split())])
 
 
@@ -40,6 +40,11 @@ def test_own_images_need_no_study():
     code = "import sys, ssl_nb.runs, ssl_nb.classifier; sys.exit(' '.join(m for m in sys.modules if m.startswith('ssl_nb.studies')) or 0)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
+
+
+def test_page_templates_are_there():
+    pages = [p.name for p in (resources.files('ssl_nb')/'templates').iterdir()]
+    assert 'report.html' in pages
 
 
 def test_version():
