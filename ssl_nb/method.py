@@ -7,7 +7,6 @@ __all__ = ['METHODS', 'DEFAULT_METHOD', 'last_block', 'middle_block', 'one_cycle
            'check_method', 'get_method']
 
 # %% ../nbs/11_method.ipynb #7b1e7388
-import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field

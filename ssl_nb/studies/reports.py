@@ -9,7 +9,6 @@ __all__ = ['same_setting', 'without_full', 'print_tables', 'save_figure', 'repor
 # %% ../../nbs/47_reports.ipynb #cc22076e
 from functools import partial
 
-import numpy as np
 from matplotlib import pyplot as plt
 
 from ..plots import plot_fractions
