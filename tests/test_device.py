@@ -1,6 +1,7 @@
 "Memory that is kept, and precision that is measured"
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ssl_nb.augment import Augment, Normalize
 from ssl_nb.data import cifar10_sample, image_dls
 from ssl_nb.device import CpuBf16, KeepMemory, bf16_units, check_precision
 from ssl_nb.heads import linear_head
+from ssl_nb.method import method_names
 from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.methods.rotation import rotnet_learner
 from ssl_nb.methods.simsiam import simsiam_learner
@@ -54,7 +56,6 @@ from test_device import quietly, rotation
 quietly(rotation())
 print(keep_memory.cache_info().currsize, machine('cpu')['allocator'])
 '''
-    from pathlib import Path
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert r.stdout.split() in (['1','kept'], ['1','system'])
@@ -71,6 +72,15 @@ def test_the_command_line_is_quick_to_answer():
     "No torch for `--help`, and none to say that an argument is wrong"
     code = "import sys; from ssl_nb import cli; assert not {'torch','fastai','matplotlib','numpy'} & sys.modules.keys(), sorted(sys.modules)"
     assert not subprocess.run([sys.executable, '-c', code]).returncode
+
+@pytest.mark.parametrize('args', [['--help'], ['photos', '--method', 'magic']], ids=['help', 'unknown'])
+def test_methods_are_named_without_torch(args):
+    command = Path(sys.executable).with_name('ssl_pretrain')
+    r = subprocess.run([sys.executable, '-X', 'importtime', command, *args], capture_output=True, text=True)
+    imports = [l.rpartition('|')[2].strip() for l in r.stderr.splitlines() if l.startswith('import time:')]
+    assert 'ssl_nb.method' in imports and 'torch' not in imports and 'ssl_nb.data' not in imports
+    said = ' '.join(w for l in (r.stdout + r.stderr).splitlines() if not l.startswith('import time:') for w in l.split())
+    assert r.returncode == (0 if args == ['--help'] else 2) and ', '.join(method_names()) in said, said
 
 @pytest.mark.parametrize('make', [rotation, siamese])
 @pytest.mark.parametrize('gain', [.5, 1.05, 1.5])

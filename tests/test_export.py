@@ -21,8 +21,9 @@ from torch import nn
 from ssl_nb.augment import Augment, Normalize
 from ssl_nb.backbones import FAMILIES, backbone
 from ssl_nb.data import Images, image_dls
-from ssl_nb.export import build_trunk, export_weights, load_any, load_code, plain_model, read_tensors, recipe_of
+from ssl_nb.export import build_trunk, export_weights, load_code, recipe_of
 from ssl_nb.heads import linear_head
+from ssl_nb.loading import load_any, plain_model, read_tensors
 from ssl_nb.neighbours import pool
 from ssl_nb.nets import NIN, Trunk, feature_shape
 from ssl_nb.weights import load_weights, save_weights

@@ -15,11 +15,13 @@ from PIL import Image
 from fastcore.script import anno_parser
 
 from conftest import one_line_error as one_line
-from ssl_nb import cli, decode
+from ssl_nb import cli, decode, terminal
 from ssl_nb.classifier import export_run, load_classifier, transfer
 from ssl_nb.data import Images, cifar10_sample
 from ssl_nb.folders import image_folder
-from ssl_nb.runs import Run, _try_net, open_run, pretrain
+from ssl_nb.report import Run, open_run
+from ssl_nb.runs import pretrain
+from ssl_nb.settings import try_net
 
 HOW = dict(size=16, bs=8, epochs=1, device='cpu', channels=(8,8,8,8))
 TINY = ['--size', '16', '--epochs', '1', '--bs', '8', '--device', 'cpu', '--net', 'channels=(8,8,8,8)']
@@ -67,7 +69,7 @@ def command(capfd):
         f = getattr(cli, name)
         capfd.readouterr()
         try:
-            given = vars(anno_parser(f.__wrapped__).parse_args([cli._as_fastcore_wants(str(a)) for a in args]))
+            given = vars(anno_parser(f.__wrapped__).parse_args([terminal._as_fastcore_wants(str(a)) for a in args]))
             f(**{k: v for k,v in given.items() if k not in ('pdb','xtra')}); code = 0
         except SystemExit as e: code = e.code
         return code, *capfd.readouterr()
@@ -108,7 +110,7 @@ def test_what_is_the_same_all_the_same(mine, capfd):
 
 def test_another_last_digit_is_the_same_run(mine, capfd):
     "A run whose mean was added up in another order, by an earlier version: finished, and by its own numbers"
-    from ssl_nb.runs import write_json
+    from ssl_nb.fitting import write_json
     for run in ('run', 'stopped'):
         whole = Run(mine/run)._config()
         assert whole['config'].pop('digest') and whole['data'].pop('labels') is None  # as before there were any
@@ -236,7 +238,7 @@ def test_home(mine, tmp_path, monkeypatch, command):
 
 def test_a_dash_between_words(made, tmp_path):
     "`--valid-labels` and `--valid_labels`, whichever of them fastcore has"
-    r = subprocess.run([Path(sys.executable).with_name('ssl_pretrain'), made/'photos', f"--max{cli._BETWEEN[1]}bad=7",
+    r = subprocess.run([Path(sys.executable).with_name('ssl_pretrain'), made/'photos', f"--max{terminal._BETWEEN[1]}bad=7",
                         '--out', tmp_path/'run'], capture_output=True, text=True)
     assert r.returncode == 2 and r.stderr.strip() == 'ssl_pretrain: --max-bad 7.0: give a share of the images, from 0 to 1', r.stderr
 
@@ -244,8 +246,8 @@ def test_a_dash_between_words(made, tmp_path):
 @pytest.mark.parametrize('net, size, takes', [('convnext_atto', 8, [32, 64]), ('levit_128s', 40, [224])])
 def test_sizes_that_are_named_work(net, size, takes):
     c = lambda size: dict(net=dict(name=net, size=size), size=size, weights=None)
-    line = one_line(lambda: _try_net(c(size), 3), f'{net} cannot learn from images of {size} pixels; take ' + ' or '.join(f'size={s}' for s in takes))
-    for s in re.findall(r'size=(\d+)', line): _try_net(c(int(s)), 3)
+    line = one_line(lambda: try_net(c(size), 3), f'{net} cannot learn from images of {size} pixels; take ' + ' or '.join(f'size={s}' for s in takes))
+    for s in re.findall(r'size=(\d+)', line): try_net(c(int(s)), 3)
 
 
 # What is said
@@ -308,7 +310,7 @@ def test_options_are_those_of_the_command():
     "Only words that the command has become options; a path that looks like one stays"
     class f:
         def __init__(self, size, max_bad, download): pass
-    say = lambda text: cli.as_options(text, f)
+    say = lambda text: terminal.as_options(text, f)
     assert say("size=3: give 8") == '--size 3: give 8' and say('/data/size=3/x.png and lr=3') == '/data/size=3/x.png and lr=3'
     assert say("`download=True` (`--download` on the command line) fetches it") == '`--download` fetches it'
     assert say('let more pass with max_bad (now 0.1 of all), such as max_bad=0.3') == 'let more pass with --max-bad (now 0.1 of all), such as --max-bad 0.3'

@@ -11,15 +11,17 @@ from PIL import Image
 from conftest import one_line_error
 from torch import nn
 
-from ssl_nb import classifier, cli, runs
+from ssl_nb import classifier, cli, report, runs
 from ssl_nb.augment import Normalize
 from ssl_nb.backbones import FAMILIES, TimmTrunk, backbone
 from ssl_nb.classifier import export_run, load_classifier, transfer
 from ssl_nb.data import Images, InputError, cifar10_sample, holdout
 from ssl_nb.evaluate import predict
-from ssl_nb.export import build_trunk, export_weights, load_any
+from ssl_nb.export import build_trunk, export_weights
+from ssl_nb.loading import load_any
 from ssl_nb.neighbours import pool
-from ssl_nb.runs import open_run, pretrain
+from ssl_nb.report import open_run
+from ssl_nb.runs import pretrain
 from ssl_nb.transfer import set_bn_statistics
 from ssl_nb.checkpoint import Checkpoint, listen_to, read_checkpoint
 from ssl_nb.weights import _here, read_weights, save_weights
@@ -182,7 +184,7 @@ def test_what_cannot_be_measured_keeps_no_run_from_its_end(tmp_path, monkeypatch
     def probe(*_): raise InputError('it cannot be asked')
     monkeypatch.setattr(runs, 'linear_probe', probe)
     with pytest.warns(UserWarning, match='not measured: it cannot be asked'): run = pretrain(images(), tmp_path/'run', **TINY)
-    assert 'nan' in runs.gain_table(run).to_string() and 'nan' in (tmp_path/'run/report.html').read_text() and open_run(run.folder).trunk
+    assert 'nan' in report.gain_table(run).to_string() and 'nan' in (tmp_path/'run/report.html').read_text() and open_run(run.folder).trunk
 
 
 # Statistics of BatchNorm

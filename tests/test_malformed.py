@@ -26,10 +26,11 @@ from safetensors.torch import load_file, save
 from ssl_nb import cli
 from ssl_nb.classifier import export_run, load_classifier, transfer
 from ssl_nb.data import InputError, cifar10_sample
-from ssl_nb.export import load_any
 from ssl_nb.folders import good_size, image_folder
+from ssl_nb.loading import load_any
 from ssl_nb.nets import NIN
-from ssl_nb.runs import Run, open_run, pretrain, write_report
+from ssl_nb.report import Run, open_run, write_report
+from ssl_nb.runs import pretrain
 from ssl_nb.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='needs links, pipes, any byte in names, and a clock that interrupts')
@@ -434,7 +435,7 @@ def option(name, *args):
 def of(name, **values): return [option(name, '--'+k, v) for k, vs in values.items() for v in vs]
 
 
-WRONG = dict(method=['byol', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg1', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS],
+WRONG = dict(method=['magic', 'SimSiam', 'simsiam,rotation', WORDS], backbone=['resnet1', 'vgg1', 'hf_hub:x/y', '../x', 'vit_small_patch16_224.', WORDS],
     epochs=['0', '-1', 'nan', '1e3', NUMBERS], size=['3', '-64', '1025', '99999999999999999999', NUMBERS], bs=['1', '-1', '-8', NUMBERS],
              lr=['-1', 'nan', 'inf', '-inf', '1e30', NUMBERS], seed=['-1', str(2**32), str(2**70), '1.5', NUMBERS],
              weights=['none.pth', '.', '/dev/null', '/dev/zero', 'Imagenet', ' '], minutes=['-1', 'nan', '-inf', NUMBERS],

@@ -13,14 +13,15 @@ from torch import nn
 import ssl_nb.augment as augment
 from ssl_nb.augment import CIFAR10_STATS, Normalize
 from ssl_nb.data import cifar10_sample, image_dls
-from ssl_nb.distributed import data_parallel, launch
+from ssl_nb.distributed import data_parallel
+from ssl_nb.launch import launch
 from ssl_nb.export import export_weights
 from ssl_nb.fast import Tape
 from ssl_nb.method import get_method, method_names
 from ssl_nb.neighbours import knn_accuracy, pool
 from ssl_nb.nets import NIN, Trunk
 from ssl_nb.siamese import Accumulate, CollapseMonitor
-from ssl_nb.weights import Checkpoint
+from ssl_nb.checkpoint import Checkpoint
 
 NAMES = method_names()
 TRAIN, TEST = cifar10_sample()

@@ -14,8 +14,8 @@ MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(s
 
 def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights checkpoint fast'
-    parts += ' distributed plots fitting image_files labels decode folders export runs classifier launch cli'
-    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
+    parts += ' distributed plots fitting loading image_files labels decode folders export settings report runs classifier launch terminal cli'
+    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam reports'.split()),
                               *(f'methods.{m}' for m in 'barlow_twins byol essl rotation simclr simsiam vicreg'.split()),
                               *(f'gpu.{m}' for m in 'graph kernels step'.split())])
 
@@ -41,6 +41,11 @@ def test_own_images_need_no_study():
     code = "import sys, ssl_nb.runs, ssl_nb.classifier; sys.exit(' '.join(m for m in sys.modules if m.startswith('ssl_nb.studies')) or 0)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
+
+
+def test_page_templates_are_there():
+    pages = [p.name for p in (resources.files('ssl_nb')/'templates').iterdir()]
+    assert 'report.html' in pages
 
 
 def test_version():

@@ -1,4 +1,5 @@
 "From a folder to exported weights: the commands as a user gives them, what is cut off, and what is wrong"
+import importlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,19 @@ from fastcore.script import anno_parser
 from safetensors.torch import load_file
 
 from ssl_nb import cli
-from ssl_nb.classifier import hold_unseen, labelled_parts, last_line, load_classifier, transfer
+from ssl_nb.classifier import export_run, hold_unseen, labelled_parts, last_line, load_classifier, transfer
 from ssl_nb.data import Images, InputError, cifar10_sample
+from ssl_nb.export import build_trunk
+from ssl_nb.fitting import read_json, write_json
 from ssl_nb.folders import find_duplicates, image_folder
+from ssl_nb.method import DEFAULT_METHOD, METHODS, get_method, method_names
 from ssl_nb.nets import NIN
-from ssl_nb.runs import Run, image_sums, measure, open_run, pretrain, read_json, run_fit, run_learner, run_settings, split_images, write_json, write_report
+from ssl_nb.report import Run, measure, open_run, write_report
+from ssl_nb.runs import pretrain
+from ssl_nb.settings import image_sums, run_learner, run_settings, split_images
 from ssl_nb.studies.scenes import gtsdb_sample
 from ssl_nb.checkpoint import read_checkpoint
-from ssl_nb.weights import _here
+from ssl_nb.weights import _here, save_weights
 
 NET = 'channels=(8,8,16,16)'
 HOW = dict(size=32, bs=16, device='cpu', channels=(8,8,16,16))
@@ -204,7 +211,7 @@ class Constant(NIN):
 
 def test_a_collapse_is_on_the_page(tmp_path, monkeypatch, capfd):
     "... and on a line of its own, though the run has few steps"
-    monkeypatch.setattr('ssl_nb.runs.build_trunk', lambda recipe, *_: (net := Constant(8), setattr(net, 'loaded', 'random'))[0])
+    for m in ('settings','runs'): monkeypatch.setattr(f'ssl_nb.{m}.build_trunk', lambda recipe, *_: (net := Constant(8), setattr(net, 'loaded', 'random'))[0])
     photos = cifar10_sample()[0].subset(slice(0,60)).unlabelled()
     with pytest.warns(UserWarning, match='^collapse'): run = pretrain(photos, tmp_path/'run', epochs=1, size=32, bs=16, device='cpu', backbone='nin', width=8)
     said = run.result['collapse']
@@ -241,8 +248,74 @@ def test_the_rate_that_is_asked_for_is_used(net, method):
     for lr in (.02, None):
         c = run_settings(photos, method=method, lr=lr, epochs=1, bs=16, device='cpu', **net)
         learn = run_learner(c, photos, photos.thin(20), torch.device('cpu'))
-        with learn.no_bar(), learn.no_logging(): run_fit(learn, c)()
+        with learn.no_bar(), learn.no_logging(): get_method(method).fit(learn, c['epochs'])
         assert c['lr'] == pytest.approx(lr or usual) and max(learn.recorder.lrs) == pytest.approx(c['lr'], rel=.05)
+
+
+SMALL_RUN = dict(epochs=1, bs=16, device='cpu', backbone='nin', width=8)
+
+
+@pytest.fixture
+def own():
+    "A method of somebody's notebook: what it is asked for, and with what"
+    asked = []
+    def learner(dls, trunk, **kwargs):
+        asked.append(kwargs)
+        return get_method('rotation').learner(dls, trunk, **kwargs)
+    m = replace(get_method('rotation'), name='own', learner=learner, block=lambda n: n-1, lr=.03, bs=dict(cpu=8), picture=None)
+    yield m, asked
+    METHODS.pop('own', None)
+
+
+def test_a_method_of_ones_own(own, tmp_path, capsys):
+    "By its record or by its name, from plan to export; later, without it, all but the fit"
+    method,asked = own
+    photos,others = (part.subset(slice(0,60)) for part in cifar10_sample())
+    how = {k: v for k,v in SMALL_RUN.items() if k != 'bs'}
+    run = pretrain(photos, tmp_path/'run', method=method, **how)
+    assert [run.config[k] for k in ('method','block','lr','bs')] == ['own',3,.03,8] and 'own with nin' in capsys.readouterr()[0]
+    assert asked and all('monitor' not in kw and kw['lr'] == .03 and kw['size'] == 32 for kw in asked)
+    assert pretrain(photos, tmp_path/'run', method='own', **how).result == run.result  # it is registered now
+    page = (run.folder/'report.html').read_text()
+    assert 'own with nin' in page and 'what the net learned from' not in page  # it has no picture
+    METHODS.pop('own')
+    with pytest.raises(InputError, match="unknown method 'own'"): pretrain(photos, tmp_path/'run', method='own', **how)
+    run = open_run(tmp_path/'run')
+    result = transfer(run, photos, others, epochs=1, against=False, device='cpu')
+    assert result['settings']['upto'] == 3 and measure(run.trunk, run.config, others)['twins'] >= 0
+    assert 'm.load_state_dict' in export_run(run)
+
+
+def test_a_method_that_compares_views_gets_a_monitor(own, tmp_path):
+    method,asked = own
+    learner = lambda dls, trunk, **kwargs: asked.append(kwargs) or get_method('simsiam').learner(dls, trunk, **kwargs)
+    method = replace(get_method('simsiam'), name='own', learner=learner, curves=('rank',))
+    run = pretrain(cifar10_sample()[0].subset(slice(0,60)), tmp_path/'run', method=method, **SMALL_RUN)
+    assert asked[-1]['monitor'].sets and {'std','rank','knn'} <= run.result['history'][0].keys()
+    assert run.config['block'] is None and run.config['lr'] == pytest.approx(.1*16/256)
+
+
+def test_runs_from_before_a_configuration_knew_its_block(tmp_path):
+    "They are gone on with, measured and transferred, by the block that their method says"
+    photos = cifar10_sample()[0].subset(slice(0,60))
+    run = pretrain(photos, tmp_path/'run', method='rotation', **SMALL_RUN)
+    there = read_json(run.folder/'config.json')
+    old = {k: v for k,v in there['config'].items() if k != 'block'}
+    run.save('config.json', **{**there, 'config': old})
+    save_weights(build_trunk(old['net'], run.weights), run.weights, **old)
+    before = run.result
+    assert pretrain(photos, tmp_path/'run', method='rotation', **SMALL_RUN).result == before and 'block' not in run.config
+    others = cifar10_sample()[1].subset(slice(0,60))
+    assert transfer(run, photos, others, epochs=1, against=False, device='cpu')['settings']['upto'] == 2
+
+
+def test_no_room_for_own_images_names_a_method():
+    "... but the default, once"
+    names = '|'.join(method_names())
+    for room in 'method settings report runs classifier export loading terminal'.split():
+        said = re.findall(rf'\b(?:{names})\b.*', Path(importlib.import_module(f'ssl_nb.{room}').__file__).read_text())
+        assert len(said) == (room == 'method'), (room, said)
+    assert DEFAULT_METHOD in method_names()
 
 
 def test_weights_from_a_file_are_reported(folders, tmp_path, command, capfd):
@@ -285,6 +358,7 @@ def left_half(path):
 KILLED = """
 import os, random, signal, sys, time, warnings
 warnings.filterwarnings('ignore')
+from dataclasses import replace
 from pathlib import Path
 import torch
 from ssl_nb.runs import pretrain
@@ -349,7 +423,7 @@ def test_ctrl_c_and_the_clock(folders, done, tmp_path):
 
 @pytest.mark.parametrize('name,args,said', [
     ('ssl_pretrain', ['{none}'], 'no such folder'),
-    ('ssl_pretrain', ['{photos}','--method','byol'], 'simsiam, rotation'),
+    ('ssl_pretrain', ['{photos}','--method','magic'], 'choose one of '),
     ('ssl_pretrain', ['{photos}','--backbone','resnet1'], 'did you mean'),
     ('ssl_pretrain', ['{photos}','--epochs','0'], '1 or more'),
     ('ssl_pretrain', ['{photos}','--size','3'], 'size'),

@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 
-from ssl_nb.distributed import free_port, process_env
+from ssl_nb.distributed import free_port
+from ssl_nb.launch import process_env
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='processes that meet as POSIX has them')
 
