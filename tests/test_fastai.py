@@ -90,7 +90,7 @@ def learner(task, dls, cbs=(), seed=0, **kwargs):
         return Learner(dls, model, CrossEntropyLossFlat(), metrics=rotation_accuracy, cbs=[Augment(*rotnet_augment()), Rotation(), *cbs], **kwargs)
     monitor = CollapseMonitor()
     model = SimSiam(trunk, projector(16, 32), predictor(32))
-    return Learner(dls, model, simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32)), monitor, *cbs], **kwargs)
+    return Learner(dls, model, simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32), simsiam_loss), monitor, *cbs], **kwargs)
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def plain_net(task):
     torch.manual_seed(0)
     flat = lambda n: nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, n))
     if task == 'rotation': return flat(4), [Augment(NORM, NORM), Rotation()]
-    return SimSiam(flat(8), nn.Linear(8, 8), nn.Linear(8, 8)), [Pairs(NORM, NORM)]
+    return SimSiam(flat(8), nn.Linear(8, 8), nn.Linear(8, 8)), [Pairs(NORM, NORM, simsiam_loss)]
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -368,7 +368,7 @@ def test_a_fit_goes_on_from_its_checkpoint(task, folder, tmp_path):
 def test_the_monitor_has_its_say_in_a_plain_learner(folder):
     monitor = CollapseMonitor(TRAIN.subset(slice(0, 60)), TEST.subset(slice(0, 30)))
     trunk = NIN(16)
-    learn = Learner(unlabelled(folder), SimSiam(trunk, projector(16, 32), predictor(32)), simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32)), monitor])
+    learn = Learner(unlabelled(folder), SimSiam(trunk, projector(16, 32), predictor(32)), simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32), simsiam_loss), monitor])
     fit(learn)
     assert list(learn.recorder.metric_names)[3:6] == ['std', 'rank', 'knn'] and 0 <= column(learn, 'knn')[0] <= 1
     learn.model.projector[-1] = nn.Linear(32, 32)
