@@ -151,7 +151,7 @@ def report_simsiam(
 
 def same_setting(runs, place):
     "All results of this study with the same scale, protocol and data, of other seeds too"
-    from ssl_nb.studies.runner import read_results
+    from ssl_nb.results import read_results
     def data(r): return [r['data'].get(k) for k in ('name','batches')]
     return [r for r in read_results(place.folder, scale=runs[0]['scale'], protocol=runs[0]['protocol']) if data(r) == data(place.says(runs[0]))]
 

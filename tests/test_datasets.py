@@ -18,7 +18,8 @@ from ssl_nb.studies import datasets
 from ssl_nb.data import ImageDL, InputError, cifar10
 from ssl_nb.studies.datasets import celeba, noise, stl10
 from ssl_nb.studies.demo import demo_runs, demo_table, probe_table
-from ssl_nb.studies.runner import Place, do_run, one_setting, read_result, read_results, run_study
+from ssl_nb.results import one_setting, read_result, read_results
+from ssl_nb.studies.runner import Place, do_run, run_study
 from ssl_nb.weights import Checkpoint
 
 md5 = lambda b: hashlib.md5(b).hexdigest()

@@ -14,8 +14,8 @@ MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(s
 
 def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights plots kernels fast'
-    parts += ' distributed fitting decode folders export runs classifier cli'
-    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner demo rotnet simsiam'.split()),
+    parts += ' distributed fitting results decode folders export runs classifier cli'
+    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner kinds demo rotnet simsiam'.split()),
                               *(f'methods.{m}' for m in 'rotation simsiam'.split())])
 
 
