@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
-from torch import nn
 from tqdm import tqdm
 
 from .checkpoint import Checkpoint, finish_batch, read_checkpoint
@@ -39,7 +38,8 @@ class Bar(Callback):
         if not self.learn.create_mbar: return  # `validate` and `get_preds` are no fits
         n = len(self.dls.train)
         done = self.checkpoint.start*n + self.checkpoint.batch if hasattr(self.learn, 'checkpoint') else 0
-        self.tqdm = tqdm(total=self.n_epoch*n, initial=done, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True, **self._only_first())
+        self.tqdm = tqdm(total=self.n_epoch*n, initial=done, desc=self.desc, unit='batch', leave=False, dynamic_ncols=True,
+                         **self._only_first())
         self.next_read = 0
 
     def after_batch(self):

@@ -18,8 +18,9 @@ from ssl_nb.studies import datasets
 from ssl_nb.data import ImageDL, InputError, cifar10
 from ssl_nb.studies.datasets import celeba, noise, stl10
 from ssl_nb.studies.demo import demo_runs, demo_table, probe_table
-from ssl_nb.studies.runner import Place, do_run, one_setting, read_result, read_results, run_study
 from ssl_nb.checkpoint import Checkpoint
+from ssl_nb.results import one_setting, read_result, read_results
+from ssl_nb.studies.runner import Place, do_run, run_study
 
 md5 = lambda b: hashlib.md5(b).hexdigest()
 COUNTS = dict(train=7, test=5, unlabeled=9)

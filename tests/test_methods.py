@@ -16,7 +16,7 @@ from ssl_nb.data import cifar10_sample, image_dls
 from ssl_nb.distributed import data_parallel
 from ssl_nb.launch import launch
 from ssl_nb.export import export_weights
-from ssl_nb.fast import Tape
+from ssl_nb.gpu.graph import Tape
 from ssl_nb.method import get_method, method_names
 from ssl_nb.neighbours import knn_accuracy, pool
 from ssl_nb.nets import NIN, Trunk

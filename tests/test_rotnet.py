@@ -12,7 +12,8 @@ from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.methods.rotation import rotate, rotation_labels
 from ssl_nb.studies.rotnet import (RECIPES, SCALES, _settings, artefact_table, freeze_like_keras1, rotations_runs, rotnet_runs, rotnet_table,
                                  train_mode_accuracy)
-from ssl_nb.studies.runner import KINDS, Place, do_run, read_results, run_study
+from ssl_nb.results import read_results
+from ssl_nb.studies.runner import KINDS, Place, do_run, run_study
 
 
 def test_the_whole_study_from_the_command_line(ssl_study, tmp_path):
@@ -58,7 +59,7 @@ def test_the_papers_nonlinear_head_drops_three_times():
 def test_heads_of_the_papers_code_start_wide(name, monkeypatch):
     "N(0, sqrt(2/out)), not cut off; the supervised net is no head on another"
     import ssl_nb.studies.rotnet as study
-    monkeypatch.setattr(study, 'transfer', lambda run, place, change=None: change('trunk'))
+    monkeypatch.setattr(study, 'run_transfer', lambda run, place, change=None: change('trunk'))
     runs = {r['name']: r for r in rotnet_runs('full', 'paper', data='cifar10')}
     trunk, head = KINDS[runs[name]['kind']](runs[name], None)
     torch.manual_seed(0)

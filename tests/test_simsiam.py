@@ -23,9 +23,11 @@ from ssl_nb.nets import NIN, feature_shape
 from ssl_nb.schedule import *
 from ssl_nb.methods.simsiam import SIMSIAM, SimSiam, negative_cosine, simsiam_learner, simsiam_loss
 from ssl_nb.siamese import Accumulate, CollapseMonitor, effective_rank, spread
-from ssl_nb.studies.simsiam import parts_of, simsiam_runs, start_trunk, without_missing_weights
+from ssl_nb.studies.kinds import parts_of, start_trunk
+from ssl_nb.studies.simsiam import simsiam_runs, without_missing_weights
 from ssl_nb.transfer import transfer_learner
-from ssl_nb.studies.runner import Place, read_results, run_study
+from ssl_nb.results import read_results
+from ssl_nb.studies.runner import Place, run_study
 
 TRAIN, TEST = cifar10_sample()
 NETS = {'resnet18': dict(channels=[8, 8, 16, 16]), 'efficientnet_b0': {}, 'vit_small_patch16_224': dict(embed_dim=32, depth=4, num_heads=2), 'pit_ti_224': dict(base_dims=[8, 8, 8], depth=[1, 1, 1])}

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+import ssl_nb.results as results
 import ssl_nb.studies.runner as study
 from ssl_nb.data import InputError
 from ssl_nb.studies.demo import demo_runs
 from ssl_nb.studies.rotnet import rotations_runs, rotnet_runs
 from ssl_nb.studies.simsiam import simsiam_runs
-from ssl_nb.studies.runner import Place, check_commit, do_run, git_commit, read_results, run_study, save_result
+from ssl_nb.fitting import git_commit
+from ssl_nb.results import check_commit, read_results, save_result
+from ssl_nb.studies.runner import Place, do_run, run_study
 
 RUN = dict(study='toy', run='a', name='a', kind='toy', protocol='best', scale='tiny', seed=0, data=dict(name='sample'),
            config=dict(train=300))
@@ -19,7 +22,7 @@ RESULT = dict(RUN, metrics=dict(accuracy=.5), history=[], seconds=1., machine={}
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     "A checkout whose code was changed; its folder of results"
-    monkeypatch.setattr(study, 'results_of_checkout', lambda: tmp_path/'repository/results')
+    monkeypatch.setattr(results, 'results_of_checkout', lambda: tmp_path/'repository/results')
     monkeypatch.setattr(study, 'git_commit', lambda: '1234567890+')
     (tmp_path/'repository/results/toy').mkdir(parents=True)
     return tmp_path/'repository/results'
@@ -62,8 +65,8 @@ def test_the_commit_is_that_of_the_code_which_ran(tmp_path, monkeypatch):
 def test_this_code_may_write_where_it_is_clean():
     commit = git_commit()
     if commit and commit.endswith('+'):
-        with pytest.raises(InputError): check_commit(study.results_of_checkout()/'x', commit)
-    else: check_commit(study.results_of_checkout()/'x', commit)
+        with pytest.raises(InputError): check_commit(results.results_of_checkout()/'x', commit)
+    else: check_commit(results.results_of_checkout()/'x', commit)
 
 
 def test_committed_results_are_of_the_runs_of_today():
@@ -91,3 +94,41 @@ def test_results_from_before_there_were_checksums_are_read_as_they_stand(tmp_pat
     assert read_results(tmp_path) == [RESULT]
     save_result(RESULT, tmp_path)
     assert 'checksum' in json.loads((tmp_path/'a.json').read_text()) and read_results(tmp_path) == [RESULT]
+
+
+def test_committed_results_are_of_kinds_that_there_are():
+    "Also those whose kind would have another name today"
+    home = Path(__file__).parents[1]/'results'
+    if not home.exists(): pytest.skip('no checkout')
+    kinds = {r['kind'] for name in ('demo', 'rotations', 'rotnet', 'simsiam') for r in read_results(home/name)}
+    assert {'pretrain', 'siamese_pretrain'} <= kinds <= study.KINDS.keys() & study.COSTS.keys()
+
+
+def by_name(method, **config):
+    "A pretraining that names its method"
+    config = dict(method=method, backbone='resnet18', net=dict(channels=[8, 8, 16, 16]), size=32, stats='cifar10',
+                  train=200, test=100, valid=.2, watch=40, bs=40, epochs=1, **config)
+    return dict(RUN, run=f'by-{method}', name=method, kind='pretrain', config=config)
+
+
+def test_a_study_pretrains_by_a_method_of_ones_own(tmp_path, monkeypatch):
+    "With the rate, the fit and the block that the method says"
+    from dataclasses import replace
+    from ssl_nb import method
+    fits = []
+    def fit(learn, epochs): fits.append((epochs, learn.lr)); learn.fit(epochs)
+    mine = replace(method.get_method('rotation'), name='mine', lr=.02, fit=fit, block=lambda n: 3)
+    monkeypatch.setitem(method.METHODS, 'mine', mine)
+    run_study([by_name('mine')], Place(tmp_path, 'cpu'), verbose=False)
+    r, = read_results(tmp_path)
+    assert fits == [(1, .02)] and r['block'] == 3 and r['sizes'] == dict(unlabelled=160, bank=160, test=100)
+    assert len(r['metrics']['knn']) == 4 and 'linear' in r['metrics'] and r['seconds'] > 0
+    assert r['memory_mb'] is None or r['memory_mb'] > 100
+    assert (tmp_path/'weights/by-mine.safetensors').exists()
+
+
+def test_methods_may_have_the_same_budget_of_views():
+    from ssl_nb.method import method_names
+    from ssl_nb.studies.kinds import views_an_image
+    views = {m: views_an_image(m) for m in method_names() if m not in ('mine',)}
+    assert views['rotation'] == 4 and views['simsiam'] == 2 and all(2 <= v <= 4 for v in views.values())

@@ -21,7 +21,8 @@ from ssl_nb.methods.rotation import rotnet_learner
 from ssl_nb.schedule import *  # `fit_cosine`
 from ssl_nb.methods.simsiam import simsiam_learner
 from ssl_nb.fast import *  # `learn.fast`
-from ssl_nb.studies.runner import check_commit, git_commit, save_result
+from ssl_nb.fitting import git_commit
+from ssl_nb.results import check_commit, save_result
 from ssl_nb.transfer import transfer_learner
 
 SIZES = {False: dict(width=32, channels=(16,32,64,128), rotnet=6, simsiam=10, train=4500, heads=6),

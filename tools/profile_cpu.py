@@ -125,7 +125,8 @@ def main():
     warnings.filterwarnings('ignore')
     import torch
     torch.set_num_threads(a.threads)
-    from ssl_nb.studies.runner import check_commit, git_commit
+    from ssl_nb.fitting import git_commit
+    from ssl_nb.results import check_commit
     a.commit = git_commit()
     check_commit(a.out, a.commit)
     start,rows = time.time(), {S.NETS[n]['label']: look_at(a, n) for n in list(S.NETS)[:-1]}

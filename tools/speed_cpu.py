@@ -264,7 +264,7 @@ def flops(net):
 
 def save(a, run, **out):
     from ssl_nb.device import machine
-    from ssl_nb.studies.runner import save_result
+    from ssl_nb.results import save_result
     save_result(dict(study='speed', run=run, name=run, kind='speed', protocol='best',
                      scale='tiny' if a.tiny else 'small', seed=0, history=[], machine=machine('cpu'), commit=a.commit, **out), a.out)
 
@@ -307,7 +307,8 @@ def main():
     a = p.parse_args()
     if a.worker: return worker(a)
     if a.net and a.net not in NETS: raise SystemExit(f'--net {a.net}: choose one of {", ".join(NETS)}')
-    from ssl_nb.studies.runner import check_commit, git_commit
+    from ssl_nb.fitting import git_commit
+    from ssl_nb.results import check_commit
     a.commit = git_commit()
     check_commit(a.out, a.commit)  # better now than after an hour
     if a.memory: return memory(a)

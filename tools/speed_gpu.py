@@ -39,7 +39,9 @@ from ssl_nb.heads import linear_head
 from ssl_nb.nets import feature_shape, nin
 from ssl_nb.methods.rotation import Rotation, rotate4, rotation_labels, rotnet_learner
 from ssl_nb.methods.simsiam import SimSiam, simsiam_heads, simsiam_learner, simsiam_loss
-from ssl_nb.studies.runner import check_commit, git_commit, machine, save_result
+from ssl_nb.device import machine
+from ssl_nb.fitting import git_commit
+from ssl_nb.results import check_commit, save_result
 
 # What is trained
 

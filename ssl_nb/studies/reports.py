@@ -15,7 +15,7 @@ from ..plots import plot_fractions
 from .demo import demo_figure, demo_table, probe_table
 from .rotnet import (FIGURES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotations_table,
                                    rotnet_figure, rotnet_table, sign_figure, sign_table, trial_table)
-from .runner import read_results
+from ..results import read_results
 from .simsiam import (probe_rows, similarity_figure, simsiam_fraction_table, simsiam_fractions, table1, table2,
                                     table3)
 from ..weights import atomic
