@@ -182,7 +182,7 @@ def test_no_names_and_other_whole_numbers(tmp_path):
 
 def test_what_cannot_be_measured_keeps_no_run_from_its_end(tmp_path, monkeypatch):
     def probe(*_): raise InputError('it cannot be asked')
-    monkeypatch.setattr(runs, 'linear_probe', probe)
+    monkeypatch.setattr(report, 'linear_probe', probe)
     with pytest.warns(UserWarning, match='not measured: it cannot be asked'): run = pretrain(images(), tmp_path/'run', **TINY)
     assert 'nan' in report.gain_table(run).to_string() and 'nan' in (tmp_path/'run/report.html').read_text() and open_run(run.folder).trunk
 
