@@ -1,4 +1,4 @@
-"""Training speed on one NVIDIA GPU, beside loops of others: `nbs/61_speed_gpu.ipynb` tells the story and draws the tables.
+"""Training speed on one NVIDIA GPU, beside loops of others: `nbs/81_speed_gpu.ipynb` tells the story and draws the tables.
 
     python tools/speed_gpu.py --tiny                                          # a minute: does everything run here? On a CPU, too
     python tools/speed_gpu.py --data DIR --minutes 8 --out results/speed      # a file for every workload; run it again to go on
