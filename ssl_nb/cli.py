@@ -25,7 +25,8 @@ STUDIES = dict( # where the runs of each are, as (module, function), and what pr
     rotnet=dict(runs=('rotnet','rotnet_runs'), report='report_rotnet', scales=_SCALES, protocols=_PROTOCOLS),
     rotations=dict(runs=('rotnet','rotations_runs'), report='report_rotations', scales=_SCALES, protocols=_PROTOCOLS),
     trials=dict(runs=('rotnet','trial_runs'), report='report_trials', scales=_SCALES[:2], protocols=('best',)),
-    simsiam=dict(runs=('simsiam','simsiam_runs'), report='report_simsiam', scales=_SCALES, protocols=_PROTOCOLS))
+    simsiam=dict(runs=('simsiam','simsiam_runs'), report='report_simsiam', scales=_SCALES, protocols=_PROTOCOLS),
+    methods=dict(runs=('methods','methods_runs'), report='report_methods', scales=_SCALES, protocols=('best',)))
 
 def get_study(
     study:str, # a name in `STUDIES`
@@ -67,7 +68,7 @@ def find_signs(
     print(f"No traffic signs (GTSDB) in {data}: Table 6 is left out. --download fetches them (1.6 GB).")
     return None
 
-_SIMSIAM_SETS,_ALL_LABELS = ('cifar10','stl10','celeba'), ('rotations','trials')
+_SIMSIAM_SETS,_ALL_LABELS = ('cifar10','stl10','celeba'), ('rotations','trials','methods')
 
 def only_part(
     runs:list, # of a study
@@ -104,7 +105,7 @@ def _check_options(download, partial, data, seed):
 @call_parse
 @plain_errors
 def ssl_study(
-    study:str, # which study: demo, rotnet, rotations (the ablation: 2, 4 or 8 turns), trials (settings, on held-out images), or simsiam
+    study:str, # which study: demo, rotnet, rotations (the ablation: 2, 4 or 8 turns), trials (settings, on held-out images), simsiam, or methods
     scale:str='small', # how much of it: tiny (seconds), small (minutes on two cores), full (a GPU)
     protocol:str='best', # whose settings: best, paper or report; the demo has best only
     seed:int=0, # of the pretraining, the random blocks and the heads

@@ -10,7 +10,7 @@ TINY = dict(study='demo', scale='tiny', device='cpu')
 
 
 @pytest.mark.parametrize('args,said', [
-    (dict(study='rotnets'), "unknown study 'rotnets': choose one of demo, rotnet, rotations, trials, simsiam"),
+    (dict(study='rotnets'), "unknown study 'rotnets': choose one of demo, rotnet, rotations, trials, simsiam, methods"),
     (dict(scale='huge'), "no scale 'huge': choose one of tiny, small"),
     (dict(protocol='theirs'), "no protocol 'theirs': choose one of best"),
     (dict(device='abacus'), "device 'abacus' is not available"),
@@ -29,7 +29,7 @@ def test_unknown_names(study, one_line, tmp_path, args, said):
 
 
 def test_in_a_process_of_its_own(ssl_study, one_line, tmp_path):
-    assert one_line(ssl_study('rotnets', '--out', tmp_path)) == "ssl_study: unknown study 'rotnets': choose one of demo, rotnet, rotations, trials, simsiam"
+    assert one_line(ssl_study('rotnets', '--out', tmp_path)) == "ssl_study: unknown study 'rotnets': choose one of demo, rotnet, rotations, trials, simsiam, methods"
 
 
 def test_unknown_option_and_no_study(ssl_study):

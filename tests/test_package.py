@@ -15,7 +15,7 @@ MODULES = sorted(m.name.removeprefix('ssl_nb.') for m in pkgutil.walk_packages(s
 def test_modules_are_all_there():
     parts = 'errors data augment nets backbones heads device learner schedule neighbours evaluate method siamese transfer weights checkpoint fast'
     parts += ' distributed plots fitting results loading image_files labels decode folders export settings report runs classifier launch terminal cli'
-    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner kinds demo rotnet simsiam reports'.split()),
+    assert MODULES == sorted([*parts.split(), *(f'studies.{m}' for m in 'datasets scenes runner kinds demo rotnet simsiam methods reports'.split()),
                               *(f'methods.{m}' for m in 'barlow_twins byol essl rotation simclr simsiam vicreg'.split()),
                               *(f'gpu.{m}' for m in 'graph kernels step'.split())])
 

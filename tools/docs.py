@@ -19,7 +19,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, rm_export
 from nbdev.quarto import refresh_quarto_yml
 from sphinx.cmd.build import build_main
 
-GROUPS = {0: 'Parts', 11: 'Methods', 20: 'Tools', 31: 'Your own images', 50: 'Studies', 60: 'Commands', 70: 'Stories', 80: 'Speed'}  # by the number with which a group begins
+GROUPS = {0: 'Parts', 10: 'Methods', 20: 'Tools', 31: 'Your own images', 50: 'Studies', 60: 'Commands', 70: 'Stories', 80: 'Speed'}  # by the number with which a group begins
 os.chdir(Path(__file__).parents[1])
 cfg = get_config()
 root, nbs, site = cfg.config_path, cfg.nbs_path, cfg.doc_path

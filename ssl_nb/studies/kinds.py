@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -152,6 +152,7 @@ def by_method(run, place):
     return Pretraining(learner, rate, sizes, measure, lambda learn: lambda epochs, lr: m.fit(learn, epochs))
 
 # %% ../../nbs/54_kinds.ipynb #438025e4
+@cache
 def views_an_image(
     method:str, # its name
     size:int=32): # side of the images, pixels

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_setting', 'without_full', 'print_tables', 'save_figure', 'report_demo', 'report_rotnet', 'report_rotations',
-           'report_trials', 'report_simsiam']
+           'report_trials', 'report_methods', 'report_simsiam']
 
 # %% ../../nbs/59_reports.ipynb #cc22076e
 from functools import partial
@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 
 from ..plots import plot_fractions
 from .demo import demo_figure, demo_table, probe_table
+from .methods import methods_figure, methods_table
 from .rotnet import (FIGURES, TABLES, artefact_table, fraction_figure, fraction_table, rotation_table, rotations_table,
                                    rotnet_figure, rotnet_table, sign_figure, sign_table, trial_table)
 from ..results import read_results
@@ -101,6 +102,15 @@ def report_trials(
     place): # a `Place`
     "Print what each setting gave"
     print_tables({'On held-out training images, per cent': trial_table(same_setting(runs, place))})
+
+def report_methods(
+    runs:list, # of `methods_runs`, all of them run
+    place): # a `Place`
+    "Print the comparison, and draw it"
+    results = same_setting(runs, place)
+    print_tables({'On CIFAR-10, the same views for each method': methods_table(results)})
+    print()
+    save_figure(methods_figure(results), place, runs)
 
 # %% ../../nbs/59_reports.ipynb #c2a9f9eb
 def report_simsiam(
