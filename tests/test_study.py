@@ -7,6 +7,7 @@ import pytest
 import ssl_nb.results as results
 import ssl_nb.studies.runner as study
 from ssl_nb.data import InputError
+from ssl_nb.studies.methods import methods_runs, methods_table
 from ssl_nb.studies.demo import demo_runs
 from ssl_nb.studies.rotnet import rotations_runs, rotnet_runs
 from ssl_nb.studies.simsiam import simsiam_runs
@@ -73,7 +74,8 @@ def test_committed_results_are_of_the_runs_of_today():
     "Or a table would show a number under a recipe that did not make it"
     home = Path(__file__).parents[1]/'results'
     if not home.exists(): pytest.skip('no checkout')
-    runs = {'demo': demo_runs('small'), 'rotations': rotations_runs('small', data='cifar10'), 'rotnet': [], 'simsiam': []}
+    runs = {'demo': demo_runs('small'), 'rotations': rotations_runs('small', data='cifar10'), 'rotnet': [], 'simsiam': [],
+            'methods': methods_runs('small', data='cifar10')}
     for p in ('report', 'paper', 'best'):
         runs['rotnet'] += rotnet_runs('small', p, data='cifar10', signs='gtsdb')
         for data in ('cifar10', 'stl10', 'celeba'): runs['simsiam'] += simsiam_runs('small', p, data=data)
@@ -100,7 +102,7 @@ def test_committed_results_are_of_kinds_that_there_are():
     "Also those whose kind would have another name today"
     home = Path(__file__).parents[1]/'results'
     if not home.exists(): pytest.skip('no checkout')
-    kinds = {r['kind'] for name in ('demo', 'rotations', 'rotnet', 'simsiam') for r in read_results(home/name)}
+    kinds = {r['kind'] for name in ('demo', 'rotations', 'rotnet', 'simsiam', 'methods') for r in read_results(home/name)}
     assert {'pretrain', 'siamese_pretrain'} <= kinds <= study.KINDS.keys() & study.COSTS.keys()
 
 
@@ -132,3 +134,14 @@ def test_methods_may_have_the_same_budget_of_views():
     from ssl_nb.studies.kinds import views_an_image
     views = {m: views_an_image(m) for m in method_names() if m not in ('mine',)}
     assert views['rotation'] == 4 and views['simsiam'] == 2 and all(2 <= v <= 4 for v in views.values())
+
+
+def test_the_comparison_of_methods_has_a_row_for_each(tmp_path):
+    "Also for one that somebody registers; here two of them are run, at the same number of views"
+    from ssl_nb.method import method_names
+    runs = methods_runs('tiny')
+    assert [r['name'] for r in runs] == ['random', *method_names()]
+    some = [r for r in runs if r['name'] in ('random', 'rotation', 'simclr')]
+    run_study(some, Place(tmp_path, 'cpu'), verbose=False)
+    table = methods_table(read_results(tmp_path))
+    assert list(table.index) == ['random', 'rotation', 'simclr'] and table.loc['simclr', 'epochs'] == 2*table.loc['rotation', 'epochs']
