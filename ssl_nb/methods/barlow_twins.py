@@ -54,9 +54,9 @@ def barlow_learner(
     lam = 10/width if lam is None else lam
     if not lam >= 0: raise InputError(f"lam={lam}: give 0 or more, such as {10/width:.3g}")
     model = TwoViews(trunk, projector(c, width, layers=3))
-    defaults = dict(opt_func=torch_opt(momentum=.9), lr=.02*dls.train.bs*accumulate/256, whole=True)
+    defaults = dict(opt_func=torch_opt(momentum=.9), lr=.002*dls.train.bs*accumulate/256, whole=True)
     loss = partial(barlow_loss, lam=lam)
     return views_learner(dls, model, loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/16_barlow_twins.ipynb #c3ba561f
-register(Method('barlow_twins', barlow_learner, simsiam_augment, 'Zbontar et al. 2021', cosine, lr=.02, picture=plot_views))
+register(Method('barlow_twins', barlow_learner, simsiam_augment, 'Zbontar et al. 2021', cosine, lr=.002, picture=plot_views))
