@@ -90,7 +90,7 @@ def fitted(loss=None, **kwargs):
 
 
 def test_a_fit_does_not_collapse_and_without_lambda_it_does():
-    assert [fitted(**kwargs)[1] for kwargs in ({}, dict(lam=0.))] == [False, True]
+    assert [fitted(**kwargs)[1] for kwargs in (dict(lr=.004), dict(lam=0., lr=.004))] == [False, True]
 
 
 def test_settings_reach_the_loss_the_heads_and_the_rate():

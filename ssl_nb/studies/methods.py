@@ -18,7 +18,7 @@ from .kinds import views_an_image
 _NARROW = dict(channels=[16,32,64,128])
 METHODS_SCALES = { #    images      budget           a batch  net
     'tiny':  dict(train=200,  views=    1_440, bs= 40, net=dict(channels=[8,8,16,16]), test=100,  watch=  60),
-    'small': dict(train=5000, views=   72_000, bs= 64, net=_NARROW,                    test=None, watch=500),
+    'small': dict(train=5000, views=   36_000, bs= 64, net=_NARROW,                    test=None, watch=500),
     'full':  dict(train=None, views=1_800_000, bs=256, net={},                       test=None, watch=2000)}
 _VALID = .1  # of the training images, to watch the fit by
 _IMAGES = 50_000  # of CIFAR-10, when all are taken
