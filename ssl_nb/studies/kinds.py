@@ -272,9 +272,10 @@ def start_trunk(run, place):
     "The backbone that a run starts from: the weights of another run, ImageNet's, or random ones"
     c = run['config']
     torch.manual_seed(c['init'])
-    given = {'random': None, 'imagenet': 'imagenet'}.get(c['start'], place.weights(c['start']))
+    if c['start'] == 'random': return make_trunk(run).to(place.device)
+    given = 'imagenet' if c['start'] == 'imagenet' else place.weights(c['start'])
     trunk = backbone(c['backbone'], c['size'], given, **c['net'])
-    if c['start'] not in ('random','imagenet'): check_made(trunk, c['start'], place)
+    if c['start'] != 'imagenet': check_made(trunk, c['start'], place)
     return trunk.to(place.device)
 
 def probe_start(run, place):
@@ -299,7 +300,7 @@ def cost_by_method(run, place):
     views = views_an_image(c['method'], c['size'])
     trained,watched = (views*c['epochs']*len(im) for im in (parts['unlabelled'], parts['valid'].thin(c['watch'])))
     passed = watched + len(parts['bank']) + len(parts['test'])
-    return [(c['backbone'], lambda: make_trunk(run), image_shape(c), round(views*c['bs']), trained, passed)]
+    return [(c.get('backbone', 'nin'), lambda: make_trunk(run), image_shape(c), round(views*c['bs']), trained, passed)]
 
 def cost_rotnet(run, place):
     "All turns that are shown, and those of the images that it is measured on"
@@ -313,7 +314,7 @@ def cost_rotnet(run, place):
 def cost_probe_start(run, place):
     "A pass of all images"
     c,parts = run['config'], parts_of(run, place)
-    return [(c['backbone']+' alone', lambda: make_trunk(run), image_shape(c), 64, 0, len(parts['bank']) + len(parts['test']))]
+    return [(c.get('backbone', 'nin')+' alone', lambda: make_trunk(run), image_shape(c), 64, 0, len(parts['bank']) + len(parts['test']))]
 
 # %% ../../nbs/54_kinds.ipynb #b1bcbe6d
 def cost_probe(run, place):

@@ -15,11 +15,10 @@ from ..results import mean_spread
 from .kinds import views_an_image
 
 # %% ../../nbs/58_methods_study.ipynb #e9c95467
-_NARROW = dict(channels=[16,32,64,128])
-METHODS_SCALES = { #    images      budget           a batch  net
-    'tiny':  dict(train=200,  views=    1_440, bs= 40, net=dict(channels=[8,8,16,16]), test=100,  watch=  60),
-    'small': dict(train=5000, views=   36_000, bs= 64, net=_NARROW,                    test=None, watch=500),
-    'full':  dict(train=None, views=1_800_000, bs=256, net={},                       test=None, watch=2000)}
+METHODS_SCALES = { #    images      budget           a batch  trunk: the narrow NIN of RotNet, or the ResNet-18 of everybody's tables
+    'tiny':  dict(train=200,  views=    1_440, bs= 40, net=dict(width=8),                                test=100,  watch=  60),
+    'small': dict(train=5000, views=  144_000, bs= 64, net=dict(width=32),                               test=None, watch= 500),
+    'full':  dict(train=None, views=1_800_000, bs=256, net=dict(backbone='resnet18', net={}),            test=None, watch=2000)}
 _VALID = .1  # of the training images, to watch the fit by
 _IMAGES = 50_000  # of CIFAR-10, when all are taken
 
@@ -31,7 +30,7 @@ def methods_runs(
     "A pretraining by every registered method, and the probes of random weights, as plain data"
     check_protocol(protocol)
     s,tag = METHODS_SCALES[scale], f'{scale}-{protocol}-{data}-seed{seed}'
-    same = dict({k: v for k,v in s.items() if k != 'views'}, backbone='resnet18', size=32, stats='cifar10', valid=_VALID)
+    same = dict(s['net'], size=32, stats='cifar10', valid=_VALID, **{k: s[k] for k in ('train','test','watch','bs')})
     n = round((s['train'] or _IMAGES)*(1-_VALID))
     def run(name, kind, part, **config):
         return dict(study='methods', run=f'{tag}-{name}', name=name, kind=kind, part=part, protocol=protocol, scale=scale,
