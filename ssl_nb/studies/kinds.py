@@ -107,7 +107,9 @@ def pretrain(run, place):
 
 PRETRAININGS = {}  # kind of run -> function of (run, place) of its `Pretraining`, for runs that name no method
 
-def pretraining_of(run): return by_method if 'method' in run['config'] else PRETRAININGS[run['kind']]
+def pretraining_of(run):
+    "How a run pretrains: as the registry says, or, for runs that name no method, as their kind does"
+    return by_method if 'method' in run['config'] else PRETRAININGS[run['kind']]
 
 # %% ../../nbs/54_kinds.ipynb #522b85e4
 def probe_trunk(
