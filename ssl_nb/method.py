@@ -29,7 +29,7 @@ def one_cycle(learn, epochs):
     "One cycle up to the Learner's rate"
     learn.fit_one_cycle(epochs, learn.lr)
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     "What a pretext task has to say of itself"
     name:str # what one asks for: lower case, such as that of its module
@@ -45,6 +45,8 @@ class Method:
     lr_per:int|None=256 # it is for a batch of so many images, and grows with it; None: the same for any batch
     picture:Callable|None=None # function (images, augment) that draws what the net learns from
     curves:tuple=('std','knn') # beside the losses: what to draw of its history
+
+    def __repr__(self): return f'{self.name} ({self.source})'
 
     def rate(self,
         bs:int): # images a batch
