@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CIFAR10_STATS', 'IMAGENET_STATS', 'PROTOCOLS', 'on_gpu', 'Flip', 'PadCrop', 'random_boxes', 'resize_matrix',
            'ResizedCrop', 'resized_crop', 'unit', 'grey', 'shift_hue', 'ColorJitter', 'color_jitter', 'Greyscale',
-           'Blur', 'gaussian_blur', 'Normalize', 'check_protocol', 'rotnet_augment', 'Recipe', 'simsiam_augment',
-           'Augment', 'SmallFirst']
+           'Blur', 'gaussian_blur', 'Normalize', 'check_protocol', 'crop_augment', 'Recipe', 'view_augment', 'Augment',
+           'SmallFirst']
 
 # %% ../nbs/02_augment.ipynb #4aee7e6f
 import math
@@ -203,7 +203,7 @@ class Blur(nn.Module):
     def __init__(self,
         p:float=.5, # the share of images that are blurred
         sigma:tuple=(.1,2.), # range of the width, pixels
-        kernel:int=9): # side of the window, pixels, odd; SimCLR takes a tenth of the image
+        kernel:int=9): # side of the window, pixels, odd; a tenth of the image is usual
         super().__init__()
         self.p,self.sigma,self.kernel = p,sigma,kernel
 
@@ -249,7 +249,7 @@ class Normalize(nn.Module):
         n,C = len(self.mean), x.shape[-3]
         if C != n:
             raise InputError(f"images of {C} channel{'s'*(C > 1)}, but mean and standard deviation of {n}: give a recipe made with "
-                             f"`stats` of {C}, such as rotnet_augment(stats=(({'.5,'*C}), ({'.25,'*C})))")
+                             f"`stats` of {C}, such as crop_augment(stats=(({'.5,'*C}), ({'.25,'*C})))")
         scale = 255. if x.dtype == torch.uint8 else 1.
         return (x - self.mean*scale) / (self.std*scale)  # one pass each way: no copy of the batch in 0..1
 
@@ -264,10 +264,10 @@ def check_protocol(protocol:str):
     "Raise `InputError` for a protocol that there is not"
     if protocol not in PROTOCOLS: raise InputError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
 
-def rotnet_augment(
+def crop_augment(
     protocol:str='best', # `report`, `paper` or `best`
     stats:tuple=CIFAR10_STATS): # mean and standard deviation by channel
-    "RotNet's augmentation before the rotation: a pair of modules, for training and for measuring"
+    "Shifts and flips of whole images: a pair of modules, for training and for measuring"
     check_protocol(protocol)
     if protocol == 'report': stats = tuple((s[-1],)*len(s) for s in stats)
     norm = Normalize(*stats)
@@ -281,11 +281,11 @@ class Recipe(nn.Sequential):
 
 _CACHED = 800_000  # numbers: 3.2 MB of floats, 260 images of 32 pixels or 28 of 96; twice as many were slower
 
-def simsiam_augment(
+def view_augment(
     size:int=32, # side of the view, pixels
     stats:tuple=CIFAR10_STATS, # mean and standard deviation by channel
     scale:tuple=(.2,1.)): # range of the crop's area
-    "SimSiam's augmentation of one view, and the plain images for measuring"
+    "What makes a view of an image, and what plain images go through"
     norm = Normalize(*stats)
     blur = [Blur(kernel=size//20*2+1)] if size > 32 else []
     return Recipe(ResizedCrop(size, scale), Flip(), ColorJitter(), Greyscale(), *blur, norm), norm

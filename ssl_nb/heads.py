@@ -17,7 +17,7 @@ from .nets import init_nin, nin_block
 def linear_head(
     shape:tuple, # of the features: (C,H,W), or (C,) of a transformer's last block
     n_out:int): # how many numbers come out
-    "Global average pooling and one linear layer: RotNet's own classifier, and the linear probe"
+    "Global average pooling and one linear layer: a classifier at its simplest, and the linear probe"
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(shape) > 1 else []
     return init_nin(nn.Sequential(*pool, nn.Linear(shape[0], n_out)))
 
@@ -76,7 +76,8 @@ def projector(
     mods,out = [], out or width
     for k in range(layers):
         final = k == layers-1
-        mods.append(nn.Linear(c if k == 0 else width, out if final else width, bias=final and last == 'none'))  # a BatchNorm takes any bias away
+        bias = final and last == 'none'  # a BatchNorm takes any bias away
+        mods.append(nn.Linear(c if k == 0 else width, out if final else width, bias=bias))
         if not final: mods += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         elif last != 'none': mods.append(nn.BatchNorm1d(out, affine=last == 'affine'))
     return nn.Sequential(*mods)

@@ -27,7 +27,7 @@ def history(
 
 def plot_history(
     runs:dict, # name -> history (a list of dicts, one an epoch)
-    keys:tuple=('train_loss','rotation_accuracy'), # one panel each
+    keys:tuple=('train_loss','valid_loss'), # one panel each
     axs=None): # as many axes as keys
     "Loss and accuracy by epoch for one run or several (report, Figures 4 to 8)"
     if axs is None: _,axs = plt.subplots(1, len(keys), figsize=(3.6*len(keys),2.5), layout='constrained')

@@ -23,7 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from .augment import Normalize, simsiam_augment as two_views
+from .augment import Normalize, view_augment
 from .data import Images, InputError
 from .image_files import passed_words
 from .evaluate import attribute_probe, find_twins, linear_probe, predict
@@ -113,7 +113,7 @@ def measure(
     bank:Images|None=None, # labelled images that the probes learn from
     query:Images|None=None): # labelled images to tell
     "All measures of the features of its best block: name -> share, 0 to 1"
-    view,norm = two_views(c['size'], (c['mean'], c['std']))
+    view,norm = view_augment(c['size'], (c['mean'], c['std']))
     body = trunk.upto(kept_blocks(c, trunk))
     out = dict(twins=find_twins(body, watch, view))
     if bank is None: return out

@@ -34,7 +34,7 @@ def fit_steps(self:Learner,
     drops:tuple=(.3,.6,.8), # after how many epochs the rate drops; numbers below 1 are shares of all epochs
     factor:float=5., # what the rate is divided by at each drop
     **kwargs): # for `Learner.fit`
-    "Fit with a learning rate that drops by `factor` after given epochs, as RotNet does"
+    "Fit with a learning rate that drops by `factor` after given epochs"
     if any(b <= a for a,b in zip(drops, drops[1:])): raise InputError(f"drops={drops}: give epochs in rising order")
     drops = tuple(max(1, round(d*n_epoch)) if 0 < d < 1 else d for d in drops)  # never before the first epoch is over
     lrs = _rates(self, lr)
@@ -68,7 +68,7 @@ def fit_cosine(self:Learner,
     final:float=0., # rate at the end, as a share of the highest
     constant:tuple=(), # indices of the parameter groups that keep their rate
     **kwargs): # for `Learner.fit`
-    "Fit with a warm-up and half a cosine; parameter groups in `constant` keep their rate, as SimSiam's predictor does"
+    "Fit with a warm-up and half a cosine; parameter groups in `constant` keep their rate, as a predictor may have to"
     if not 0 <= warmup < n_epoch: raise InputError(f"warmup={warmup}: give fewer epochs than the {n_epoch} of the fit")
     lrs = _rates(self, lr)
     if any(not -len(lrs) <= g < len(lrs) for g in constant):

@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from .augment import Augment, rotnet_augment
+from .augment import Augment, crop_augment
 from .data import ImageDL, Images, InputError, image_dls
 from .device import free_memory
 from .heads import make_head
-from .learner import rotnet_opt, ssl_learner
+from .learner import protocol_opt, ssl_learner
 from .nets import Trunk, feature_shape
 
 # %% ../nbs/20_transfer.ipynb #5b5e91c2
@@ -109,19 +109,19 @@ def transfer_learner(
     steps:int|None=None, # batches an epoch; by default as many as there are images for
     device=None, # by default fastai's: a GPU where there is one
     passes:int|None=None, # `cached`: keep the features of so many augmented passes; by default of one without augmentation
-    augment:tuple|None=None, # a pair of modules, for training and for measuring; by default RotNet's
+    augment:tuple|None=None, # a pair of modules, for training and for measuring; by default `crop_augment`'s
     half:bool=False, # `cached`: keep features in bf16, for a head that is trained so
     **kwargs): # for `ssl_learner`
     "A `Learner` for a head on the first blocks of a trunk. Raises `InputError` for an unknown mode or head, and for batches of one image."
     # random blocks need `set_bn_statistics` first
     if mode not in TRANSFER_MODES: raise InputError(f"unknown mode {mode!r}: choose one of {', '.join(TRANSFER_MODES)}")
-    augment,norm = augment or rotnet_augment(protocol)
+    augment,norm = augment or crop_augment(protocol)
     shape = tuple(train.x.shape[1:]) if mode == 'features' else feature_shape(trunk, upto, train.x.shape[-1])
     own = dict(momentum=.9) if protocol == 'report' and head in ('conv','box') else {}  # BatchNorm as in the net
     net,pooled = make_head(head, shape, train.c, **own), head == 'linear'
     _check_batches(min(bs, len(train)), net, *([trunk] if mode == 'finetune' else []))
     if mode == 'finetune' and protocol != 'report': kwargs.setdefault('splitter', body_and_head)  # `report` groups by weight decay
-    kwargs = {**dict(metrics=accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
+    kwargs = {**dict(metrics=accuracy, lr=.1), **protocol_opt(protocol), **kwargs}
     cbs = L(kwargs.pop('cbs', None))
     if mode == 'cached' and not pooled and (why := too_large(
             trunk, len(train)*(passes or 1) + len(valid), train.x.shape[-1], upto, device or default_device(), half)):

@@ -36,7 +36,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 import ssl_nb
-from ssl_nb.augment import CIFAR10_STATS, Augment, Normalize, rotnet_augment, simsiam_augment
+from ssl_nb.augment import CIFAR10_STATS, Augment, Normalize, crop_augment, view_augment
 from ssl_nb.data import ImageDL, Images, cifar10_sample, image_dls
 from ssl_nb.heads import linear_head, predictor, projector
 from ssl_nb.learner import LazyProgressCallback, OnDevice, sgd, ssl_learner
@@ -87,10 +87,10 @@ def learner(task, dls, cbs=(), seed=0, **kwargs):
     trunk = NIN(16)
     if task == 'rotation':
         model = nn.Sequential(trunk, linear_head(feature_shape(trunk), 4))
-        return Learner(dls, model, CrossEntropyLossFlat(), metrics=rotation_accuracy, cbs=[Augment(*rotnet_augment()), Rotation(), *cbs], **kwargs)
+        return Learner(dls, model, CrossEntropyLossFlat(), metrics=rotation_accuracy, cbs=[Augment(*crop_augment()), Rotation(), *cbs], **kwargs)
     monitor = CollapseMonitor()
     model = SimSiam(trunk, projector(16, 32), predictor(32))
-    return Learner(dls, model, simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32), simsiam_loss), monitor, *cbs], **kwargs)
+    return Learner(dls, model, simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*view_augment(32), simsiam_loss), monitor, *cbs], **kwargs)
 
 
 @contextmanager
@@ -368,7 +368,7 @@ def test_a_fit_goes_on_from_its_checkpoint(task, folder, tmp_path):
 def test_the_monitor_has_its_say_in_a_plain_learner(folder):
     monitor = CollapseMonitor(TRAIN.subset(slice(0, 60)), TEST.subset(slice(0, 30)))
     trunk = NIN(16)
-    learn = Learner(unlabelled(folder), SimSiam(trunk, projector(16, 32), predictor(32)), simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*simsiam_augment(32), simsiam_loss), monitor])
+    learn = Learner(unlabelled(folder), SimSiam(trunk, projector(16, 32), predictor(32)), simsiam_loss, metrics=monitor.metrics, cbs=[Pairs(*view_augment(32), simsiam_loss), monitor])
     fit(learn)
     assert list(learn.recorder.metric_names)[3:6] == ['std', 'rank', 'knn'] and 0 <= column(learn, 'knn')[0] <= 1
     learn.model.projector[-1] = nn.Linear(32, 32)
@@ -383,7 +383,7 @@ def test_loaders_that_normalise_get_a_recipe_that_does_not(folder):
         order = Augment.order + .5
         def before_batch(self):
             if not self.training: seen.setdefault(self.key, self.x.as_subclass(torch.Tensor))
-    for key, dls, recipe in (('here', labelled(folder), rotnet_augment()),
+    for key, dls, recipe in (('here', labelled(folder), crop_augment()),
                              ('there', labelled(folder, batch_tfms=FastaiNormalize.from_stats(*CIFAR10_STATS)), (nn.Identity(), nn.Identity()))):
         learn = learner('rotation', dls)
         learn.augment.train_tfms, learn.augment.valid_tfms = recipe

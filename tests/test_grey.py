@@ -6,7 +6,7 @@ import torch
 from conftest import one_line_error
 from safetensors.torch import save_file
 
-from ssl_nb.augment import Augment, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, color_jitter, grey, rotnet_augment, shift_hue, simsiam_augment
+from ssl_nb.augment import Augment, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, color_jitter, grey, crop_augment, shift_hue, view_augment
 from ssl_nb.backbones import backbone
 from ssl_nb.data import Images, cifar10_sample, image_dls, show_grid
 from ssl_nb.neighbours import knn_accuracy
@@ -53,7 +53,7 @@ def test_a_grey_image_goes_the_way_of_three_equal_channels(sets, tfm, seed):
     torch.testing.assert_close(three(one), all3, atol=1e-3, rtol=0)  # the weights of the luma add up to .9999
 
 
-@pytest.mark.parametrize('make', [rotnet_augment, lambda **k: simsiam_augment(32, **k), lambda **k: simsiam_augment(40, **k)], ids=['rotnet', 'simsiam', 'simsiam-blurred'])
+@pytest.mark.parametrize('make', [crop_augment, lambda **k: view_augment(32, **k), lambda **k: view_augment(40, **k)], ids=['rotnet', 'simsiam', 'simsiam-blurred'])
 def test_recipes_too(sets, make):
     x = sets[0].x[:40]
     for k in (0, 1):  # training, measuring
@@ -72,7 +72,7 @@ def test_brightness_and_contrast_act_and_the_rest_does_not(sets):
     assert shift_hue(x, n + .3) is x and torch.equal(Greyscale(1.)(x), x)
 
 
-@pytest.mark.parametrize('recipe', [rotnet_augment()[0], rotnet_augment('report')[1], *simsiam_augment(32)], ids=str)
+@pytest.mark.parametrize('recipe', [crop_augment()[0], crop_augment('report')[1], *view_augment(32)], ids=str)
 def test_statistics_of_another_number_of_channels_are_refused(sets, recipe):
     one_line_error(lambda: recipe(sets[0].x[:4]), 'images of 1 channel,', 'of 3', 'stats=((.5,), (.25,))')
 
@@ -82,7 +82,7 @@ def test_other_numbers_of_channels_are_refused(sets):
     one_line_error(lambda: Normalize(*STATS)(three(x)), 'images of 3 channels', 'of 1')
     one_line_error(lambda: ColorJitter()(x.expand(-1, 4, -1, -1)), 'images of 4 channels')
     four = (.5,)*4, (.25,)*4
-    assert rotnet_augment(stats=four)[0](x.expand(-1, 4, -1, -1)).shape[1] == 4  # no colours: any number goes
+    assert crop_augment(stats=four)[0](x.expand(-1, 4, -1, -1)).shape[1] == 4  # no colours: any number goes
     one_line_error(lambda: rotnet_learner(image_dls(*sets, bs=32, device='cpu'), NIN(16, channels=1)).fit(1), 'images of 1 channel,')
 
 
@@ -130,7 +130,7 @@ def test_turns(sets, turns):
 @pytest.mark.parametrize('trunk', [lambda: NIN(16, channels=1), lambda: backbone('resnet18', 32, in_chans=1, channels=[8, 8, 16, 16])], ids=['nin', 'resnet18'])
 def test_rotations_are_learned_and_the_blocks_transferred(sets, trunk):
     torch.manual_seed(0)
-    trunk, augment = trunk(), rotnet_augment(stats=STATS)
+    trunk, augment = trunk(), crop_augment(stats=STATS)
     learn = quiet_fit(rotnet_learner(image_dls(*sets, bs=32, device='cpu'), trunk, augment=augment))
     assert learn.get_preds()[0].shape == (96, 4)
     set_bn_statistics(trunk, sets[0], augment[1])
@@ -142,13 +142,13 @@ def test_rotations_are_learned_and_the_blocks_transferred(sets, trunk):
 
 def test_all_turns_as_a_set_of_their_own(sets):
     parts = [rotated_images(im.subset(slice(0, 16))) for im in sets]
-    quiet_fit(rotnet_learner(image_dls(*parts, bs=16, device='cpu'), NIN(16, channels=1), augment=rotnet_augment('report', STATS), rotated=True))
+    quiet_fit(rotnet_learner(image_dls(*parts, bs=16, device='cpu'), NIN(16, channels=1), augment=crop_augment('report', STATS), rotated=True))
 
 
 @pytest.mark.parametrize('name', NETS)
 def test_views_are_compared_and_the_trunk_transferred(sets, name):
     torch.manual_seed(0)
-    trunk, augment = backbone(name, 32, in_chans=1, **NETS[name]), simsiam_augment(32, STATS)
+    trunk, augment = backbone(name, 32, in_chans=1, **NETS[name]), view_augment(32, STATS)
     learn = simsiam_learner(image_dls(*sets, bs=32, device='cpu'), trunk, augment=augment, width=32, monitor=CollapseMonitor(*sets), channels_last=False)
     quiet_fit(learn)
     assert 0 <= dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))['knn'] <= 1
@@ -160,5 +160,5 @@ def test_views_are_compared_and_the_trunk_transferred(sets, name):
 def test_the_callback_alone(sets):
     from fastai.learner import Learner
     from torch import nn
-    learn = Learner(image_dls(*sets, bs=32, device='cpu'), nn.Sequential(nn.Flatten(), nn.Linear(32*32, 10)), cbs=Augment(*rotnet_augment(stats=STATS)))
+    learn = Learner(image_dls(*sets, bs=32, device='cpu'), nn.Sequential(nn.Flatten(), nn.Linear(32*32, 10)), cbs=Augment(*crop_augment(stats=STATS)))
     quiet_fit(learn)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_nb.augment import CIFAR10_STATS, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, rotnet_augment, simsiam_augment, unit
+from ssl_nb.augment import CIFAR10_STATS, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, crop_augment, view_augment, unit
 
 triton = pytest.importorskip('triton')
 from ssl_nb.gpu import kernels
@@ -71,8 +71,8 @@ def test_a_part_less(left_out): check(nn.Sequential(*(m for k,m in enumerate(rec
 
 @interpreted
 def test_recipes_of_the_studies():
-    for seed in range(3): check(simsiam_augment(32)[0], images(6, 3, 32, 32), seed=seed)
-    check(rotnet_augment()[0], images(5, 3, 32, 32))
+    for seed in range(3): check(view_augment(32)[0], images(6, 3, 32, 32), seed=seed)
+    check(crop_augment()[0], images(5, 3, 32, 32))
 
 @interpreted
 @pytest.mark.parametrize('pad, C, B, H, W', [(4,3,1,32,32), (4,1,3,32,32), (0,3,2,17,40), (9,3,2,40,33), (40,3,2,32,32)])
@@ -80,7 +80,7 @@ def test_pad_crops(pad, C, B, H, W):
     for flip in ([Flip()], [Flip(1.)], []): check(nn.Sequential(PadCrop(pad), *flip, Normalize(*stats(C))), images(B, C, H, W))
 
 @interpreted
-@pytest.mark.parametrize('r', [recipe(32), rotnet_augment()[0]], ids=['crop', 'pad'])
+@pytest.mark.parametrize('r', [recipe(32), crop_augment()[0]], ids=['crop', 'pad'])
 def test_images_in_any_memory_order_and_by_rows(r):
     x = images(9, 3, 32, 32)
     views = fuse_views(r)
@@ -95,12 +95,12 @@ def test_images_in_any_memory_order_and_by_rows(r):
 @interpreted
 @pytest.mark.parametrize('dtype, eps', [(torch.float16, 2**-11), (torch.bfloat16, 2**-7)])  # the interpreter cuts bfloat16 off
 def test_half_precision(dtype, eps):
-    for r in (recipe(32), rotnet_augment()[0]): check(r, images(3, 3, 32, 32), dtype, eps)
+    for r in (recipe(32), crop_augment()[0]): check(r, images(3, 3, 32, 32), dtype, eps)
 
 
 def test_what_cannot_be_fused():
     r,norm = recipe(32), Normalize()
-    for bad, said in ((simsiam_augment(64)[0], 'Blur'), (recipe(65), '65'), (norm, 'no nn.Sequential'), (nn.Sequential(), 'does not begin'), (nn.Sequential(*r, norm), 'each once'),
+    for bad, said in ((view_augment(64)[0], 'Blur'), (recipe(65), '65'), (norm, 'no nn.Sequential'), (nn.Sequential(), 'does not begin'), (nn.Sequential(*r, norm), 'each once'),
                       (nn.Sequential(r[0], r[2], r[1], norm), 'each once'), (nn.Sequential(*r[:-1]), 'end with Normalize'), (nn.Sequential(Flip(), norm), 'does not begin'),
                       (nn.Sequential(PadCrop(), ColorJitter(), norm), 'ColorJitter'), (nn.Sequential(PadCrop(), Blur(), norm), 'Blur')):
         assert said in why_not_fused(bad), (bad, why_not_fused(bad))
@@ -175,13 +175,13 @@ def test_on_a_gpu(size, C, B, H, W):
 @gpu
 def test_rows_on_a_gpu():
     x,rows = images(1000, 3, 32, 32).cuda(), torch.randint(0, 1000, (256,), device='cuda')
-    for r in (recipe(32).cuda(), rotnet_augment()[0].cuda()):
+    for r in (recipe(32).cuda(), crop_augment()[0].cuda()):
         views = fuse_views(r)
         torch.manual_seed(0); want = views(x[rows])
         torch.manual_seed(0); assert torch.equal(views(x, rows), want)
 
 @gpu
-@pytest.mark.parametrize('r', [recipe(32), rotnet_augment()[0]], ids=['crop', 'pad'])
+@pytest.mark.parametrize('r', [recipe(32), crop_augment()[0]], ids=['crop', 'pad'])
 def test_in_a_cuda_graph(r):
     "Recorded once, played twice: other draws each time, and each what the recipe makes of images that came later"
     views,x = fuse_views(r.cuda()), images(64, 3, 32, 32).cuda()

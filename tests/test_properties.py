@@ -5,7 +5,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from torch import nn
 
-from ssl_nb.augment import Augment, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, random_boxes, rotnet_augment, simsiam_augment
+from ssl_nb.augment import Augment, Blur, ColorJitter, Flip, Greyscale, Normalize, PadCrop, ResizedCrop, random_boxes, crop_augment, view_augment
 from ssl_nb.data import ImageDL, Images, InputError, cifar10_sample, holdout, image_dls, label_fraction
 from ssl_nb.neighbours import knn
 from ssl_nb.nets import NIN, nin
@@ -45,7 +45,7 @@ def test_augmentation_of_any_size_and_batch(tfm, size):
 
 def test_augmentation_does_not_write_into_the_data():
     x = train.x[:20].clone()
-    for recipe in (*rotnet_augment(), *simsiam_augment(32)): recipe(x)
+    for recipe in (*crop_augment(), *view_augment(32)): recipe(x)
     assert torch.equal(x, train.x[:20])
 
 
@@ -134,6 +134,6 @@ def test_loss_is_the_rotations_even_when_the_learner_has_another():
         def after_loss(self): seen.append((self.loss.item(), len(self.yb[0])))
     net = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 4))
     nn.init.zeros_(net[1].weight); nn.init.zeros_(net[1].bias)
-    learn = Learner(image_dls(train.subset(slice(0, 20)), test.subset(slice(0, 20)), 20, device='cpu'), net, nn.MSELoss(), cbs=[Augment(*rotnet_augment()), Rotation(), Peek()])
+    learn = Learner(image_dls(train.subset(slice(0, 20)), test.subset(slice(0, 20)), 20, device='cpu'), net, nn.MSELoss(), cbs=[Augment(*crop_augment()), Rotation(), Peek()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
     assert seen[0][1] == 80 and abs(seen[0][0] - 1.3863) < 1e-3  # log(4)

@@ -10,7 +10,7 @@ warnings.filterwarnings('ignore')
 
 import torch
 
-from ssl_nb.augment import rotnet_augment
+from ssl_nb.augment import crop_augment
 from ssl_nb.backbones import backbone
 from ssl_nb.data import Images, cifar10_sample, image_dls, label_fraction
 from ssl_nb.device import machine
@@ -32,7 +32,7 @@ def quietly(learn, fit):
     with learn.no_bar(), learn.no_logging(): fit(learn)
     return learn
 
-def features(trunk, images, upto=None): return Images(pool(predict(trunk.upto(upto), images, rotnet_augment()[1])), images.y)
+def features(trunk, images, upto=None): return Images(pool(predict(trunk.upto(upto), images, crop_augment()[1])), images.y)
 
 def rotnet(precision, seed, train, test, s):
     "Rotations told right, kNN after block 2, and a conv head on it with 20 labels per class"

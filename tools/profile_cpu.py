@@ -62,14 +62,14 @@ def stepper(name, precision, tiny, change=lambda net: net, narrow=None):
     "A training step of a new net: `change` the net, or make the views `narrow` before it gets them"
     import torch
     import torch.nn.functional as F
-    from ssl_nb.augment import rotnet_augment, simsiam_augment
+    from ssl_nb.augment import crop_augment, view_augment
     from ssl_nb.methods.simsiam import simsiam_loss
     bs,size = 8 if tiny else S.NETS[name]['bs'], S.NETS[name].get('size', 32)
     net = S.new_net(name, tiny)
     if S.NETS[name].get('channels_last', True): net = net.to(memory_format=torch.channels_last)
     opt,x,y = S.optimiser(net, name, bs), S.pictures(4500 if size == 32 else 640, size), torch.arange(4).repeat_interleave(bs)
     net,batches = change(net), S.endless_batches(len(x), bs)
-    view = rotnet_augment()[0] if name == 'nin' else simsiam_augment(size)[0]
+    view = crop_augment()[0] if name == 'nin' else view_augment(size)[0]
     def step():
         with torch.profiler.record_function('views'):
             b = x[next(batches)]

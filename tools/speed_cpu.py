@@ -99,12 +99,12 @@ def resident(name, bs, precision, tiny):
     "The loop of somebody who knows: images in one tensor, views of a batch at once, channels-last"
     import torch
     import torch.nn.functional as F
-    from ssl_nb.augment import rotnet_augment, simsiam_augment
+    from ssl_nb.augment import crop_augment, view_augment
     from ssl_nb.methods.simsiam import simsiam_loss
     size,net = NETS[name].get('size', 32), new_net(name, tiny)
     if NETS[name].get('channels_last', True): net = net.to(memory_format=torch.channels_last)
     opt,x,y = optimiser(net, name, bs), pictures(4500 if size == 32 else 640, size), torch.arange(4).repeat_interleave(bs)
-    view = rotnet_augment()[0] if name == 'nin' else simsiam_augment(size)[0]
+    view = crop_augment()[0] if name == 'nin' else view_augment(size)[0]
     batches = endless_batches(len(x), bs)
     def step():
         b = x[next(batches)]

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from ssl_nb.augment import CIFAR10_STATS, rotnet_augment, simsiam_augment
+from ssl_nb.augment import CIFAR10_STATS, crop_augment, view_augment
 from ssl_nb.backbones import backbone
 from ssl_nb.data import Images, InputError, cifar10, cifar10_sample, image_dls
 from ssl_nb.fast import FastStep  # and with it `learn.fast`
@@ -57,7 +57,7 @@ class Work:
     @property
     def lr(self): return .02 if self.rotnet else .03*self.bs/256
     @property
-    def augment(self): return rotnet_augment() if self.rotnet else simsiam_augment(self.size)  # views, and plain images
+    def augment(self): return crop_augment() if self.rotnet else view_augment(self.size)  # views, and plain images
 
     def new_net(self):
         "The same weights at every call"

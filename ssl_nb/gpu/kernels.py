@@ -155,7 +155,7 @@ def _why_not_images(recipe, x, rows):
     return ''
 
 def why_not_fused(
-    recipe:nn.Module, # such as the first of `simsiam_augment()`
+    recipe:nn.Module, # such as the first of `view_augment()`
     x=None, # images [B,C,H,W] that it shall work on; by default any that the kernels can take
     rows=None): # which of them, `int64` [B]; by default all
     "Why the kernels cannot take the place of the recipe, in words; an empty text when they can"
@@ -206,7 +206,7 @@ def _start_pad(x, rows, B, parts, draws, dtype):
     return out
 
 def fuse_views(
-    recipe:nn.Module, # such as the first of `simsiam_augment()` or of `rotnet_augment()`
+    recipe:nn.Module, # such as the first of `view_augment()` or of `crop_augment()`
     dtype=torch.float32): # of the views: `float32`, `bfloat16` or `float16`
     "A module that gives the recipe's views after the same seed, up to rounding, by one kernel; None where `why_not_fused` has a reason"
     return None if why_not_fused(recipe) else FusedViews(recipe, dtype)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..augment import simsiam_augment
+from ..augment import view_augment
 from ..data import InputError
 from ..heads import projector
 from ..learner import torch_opt
@@ -42,7 +42,7 @@ def barlow_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     width:int|None=None, # of the projector; by default four times the features, at most 2048
     monitor:CollapseMonitor|None=None, # by default one without probes
     accumulate:int=1, # batches whose gradients make one step
@@ -59,4 +59,4 @@ def barlow_learner(
     return views_learner(dls, model, loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/16_barlow_twins.ipynb #c3ba561f
-register(Method('barlow_twins', barlow_learner, simsiam_augment, 'Zbontar et al. 2021', cosine, lr=.002, picture=plot_views))
+register(Method('barlow_twins', barlow_learner, view_augment, 'Zbontar et al. 2021', cosine, lr=.002, picture=plot_views))

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastcore.foundation import L
 from torch import nn
 
-from ..augment import simsiam_augment
+from ..augment import view_augment
 from ..data import InputError
 from ..learner import torch_opt
 from ..method import Method, register
@@ -112,7 +112,7 @@ def byol_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     base:float=.9, # tau at the first step: .996 in the paper, for fits a thousand times as long
     width:int|None=None, # of projections and guesses; by default that of the features, at most the paper's 256
     hidden:int|None=None, # of the layer before; by default four times the features, at most the paper's 4096
@@ -132,4 +132,4 @@ def _fit(learn, epochs):
     "A cosine, with a warm-up in long fits"
     learn.fit_cosine(epochs, warmup=min(5, epochs//10))
 
-register(Method('byol', byol_learner, simsiam_augment, 'Grill et al. 2020', _fit, lr=.4, picture=plot_views))
+register(Method('byol', byol_learner, view_augment, 'Grill et al. 2020', _fit, lr=.4, picture=plot_views))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.foundation import L
 from torch import nn
 
-from ..augment import ResizedCrop, simsiam_augment
+from ..augment import ResizedCrop, view_augment
 from ..data import Images, show_grid
 from ..learner import torch_opt
 from ..method import Method, register
@@ -129,7 +129,7 @@ def essl_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     width:int|None=None, # of projections, guesses and the head's layers; by default four times the features, at most the paper's 2048
     scale:tuple=(.2,1.), # range of the third crop's area, as a share of the image's
     weight:float=.4, # of telling the turns, beside SimSiam's loss
@@ -137,7 +137,7 @@ def essl_learner(
     accumulate:int=1, # batches whose gradients make one step
     **kwargs): # for `views_learner`
     "A `Learner` for SimSiam with rotations: `fit_cosine(epochs, constant=(1,))`. A fit with a batch of one raises `InputError`."
-    c,monitor,(view,norm) = pooled_width(trunk, size), monitor or CollapseMonitor(), augment or simsiam_augment(size)
+    c,monitor,(view,norm) = pooled_width(trunk, size), monitor or CollapseMonitor(), augment or view_augment(size)
     width,loss = width or min(2048, 4*c), partial(essl_loss, weight=weight)
     model = ESSL(trunk, *simsiam_heads(c, width=width), turn_head(c, width))
     defaults = dict(opt_func=torch_opt(torch.optim.SGD, 5e-4, momentum=.9), lr=.25*dls.train.bs*accumulate/256,
@@ -155,5 +155,5 @@ def _fit(learn, epochs):
     "A cosine, with a constant rate for the predictor"
     learn.fit_cosine(epochs, warmup=min(5, epochs//10), constant=(1,))
 
-register(Method('essl', essl_learner, simsiam_augment, 'Dangovski et al. 2022', _fit, lr=.25, picture=plot_turned_views,
+register(Method('essl', essl_learner, view_augment, 'Dangovski et al. 2022', _fit, lr=.25, picture=plot_turned_views,
                 curves=('turn_accuracy','std','knn')))

@@ -14,10 +14,10 @@ from fastai.metrics import accuracy
 from fastcore.foundation import L
 from torch import nn
 
-from ..augment import Augment, Flip, Normalize, PadCrop, ResizedCrop, rotnet_augment
+from ..augment import Augment, Flip, Normalize, PadCrop, ResizedCrop, crop_augment
 from ..data import Images, InputError, show_grid
 from ..heads import linear_head
-from ..learner import rotnet_opt, ssl_learner
+from ..learner import protocol_opt, ssl_learner
 from ..method import Method, middle_block, register
 from ..nets import feature_shape, nin
 
@@ -117,8 +117,8 @@ def rotnet_learner(
     "A `Learner` that predicts rotations with a trunk and a linear classifier; torch's SGD with Nesterov momentum and the protocol's decay"
     trunk = nin(protocol) if trunk is None else trunk
     model = nn.Sequential(trunk, linear_head(feature_shape(trunk, size=size), turns))
-    kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **rotnet_opt(protocol), **kwargs}
-    cbs = [Augment(*(augment or rotnet_augment(protocol))), *([] if rotated else [Rotation(turns, shown, smoothing)]),
+    kwargs = {**dict(metrics=rotation_accuracy, lr=.1), **protocol_opt(protocol), **kwargs}
+    cbs = [Augment(*(augment or crop_augment(protocol))), *([] if rotated else [Rotation(turns, shown, smoothing)]),
            *L(kwargs.pop('cbs', None))]
     return ssl_learner(dls, model, nn.CrossEntropyLoss(), cbs=cbs, **kwargs)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..augment import simsiam_augment
+from ..augment import view_augment
 from ..data import InputError
 from ..heads import projector
 from ..learner import torch_opt
@@ -35,7 +35,7 @@ def simclr_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     width:int|None=None, # of the projector's hidden layer; by default four times the features, at most 2048
     monitor:CollapseMonitor|None=None, # by default one without probes
     accumulate:int=1, # batches whose gradients make one step; it brings no more negatives
@@ -50,4 +50,4 @@ def simclr_learner(
     return views_learner(dls, model, loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/14_simclr.ipynb #510511df
-register(Method('simclr', simclr_learner, simsiam_augment, 'Chen et al. 2020', cosine, lr=.5, picture=plot_views))
+register(Method('simclr', simclr_learner, view_augment, 'Chen et al. 2020', cosine, lr=.5, picture=plot_views))

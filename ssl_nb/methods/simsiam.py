@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..augment import check_protocol, simsiam_augment
+from ..augment import check_protocol, view_augment
 from ..heads import predictor, projector
 from ..learner import torch_opt
 from ..method import Method, register
@@ -67,7 +67,7 @@ def simsiam_learner(
     trunk:nn.Module, # what shall learn
     protocol:str='best', # `report`, `paper` or `best`: heads, optimiser and rate
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     width:int|None=None, # of projections and guesses; by default the protocol's
     monitor:CollapseMonitor|None=None, # by default one without probes
     accumulate:int=1, # batches whose gradients make one step
@@ -89,4 +89,4 @@ def _fit(learn, epochs):
     "A cosine, with a constant rate for the predictor"
     learn.fit_cosine(epochs, warmup=min(5, epochs//10), constant=(1,))
 
-register(Method('simsiam', _learner, simsiam_augment, 'Chen & He 2021', _fit, picture=plot_views))
+register(Method('simsiam', _learner, view_augment, 'Chen & He 2021', _fit, picture=plot_views))

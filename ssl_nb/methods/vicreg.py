@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..augment import simsiam_augment
+from ..augment import view_augment
 from ..data import InputError
 from ..heads import projector
 from ..learner import torch_opt
@@ -44,7 +44,7 @@ def vicreg_learner(
     dls, # `DataLoaders` of images, labelled or not
     trunk:nn.Module, # what shall learn
     size:int=32, # side of the views, pixels
-    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default SimSiam's
+    augment:tuple|None=None, # a pair of modules, for views and for plain images; by default `view_augment`'s
     width:int|None=None, # of the projector; by default four times the features, at most 2048
     monitor:CollapseMonitor|None=None, # by default one without probes
     accumulate:int=1, # batches whose gradients make one step
@@ -61,4 +61,4 @@ def vicreg_learner(
     return views_learner(dls, model, loss, size, augment, monitor, accumulate, **{**defaults, **kwargs})
 
 # %% ../../nbs/17_vicreg.ipynb #00f65103
-register(Method('vicreg', vicreg_learner, simsiam_augment, 'Bardes et al. 2022', cosine, lr=.05, picture=plot_views))
+register(Method('vicreg', vicreg_learner, view_augment, 'Bardes et al. 2022', cosine, lr=.05, picture=plot_views))

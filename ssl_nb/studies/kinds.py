@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..augment import CIFAR10_STATS, IMAGENET_STATS, Normalize, SmallFirst, rotnet_augment
+from ..augment import CIFAR10_STATS, IMAGENET_STATS, Normalize, SmallFirst, crop_augment
 from ..backbones import backbone
 from ..data import ImageDL, Images, InputError, holdout, image_dls, label_fraction
 from ..evaluate import block_probe, linear_probe, pooled_features
@@ -181,7 +181,7 @@ def pretrain_parts(run, place):
 
 def block_knn(trunk, run, place):
     "kNN accuracy after each block, of the images that a pretraining was measured on"
-    probes = block_probe(trunk, *pretrain_parts(run, place), rotnet_augment(run['protocol'])[1], dict(knn=knn_accuracy))
+    probes = block_probe(trunk, *pretrain_parts(run, place), crop_augment(run['protocol'])[1], dict(knn=knn_accuracy))
     return [p['knn'] for p in probes]
 
 def as_rotnet(run, place):
@@ -211,14 +211,14 @@ def get_trunk(run, place, images=None):
         check_made(trunk, c['start'], place)
         return trunk.to(place.device)
     images = place.part(min(c['train'] or 1000, 1000), c['test'])[0] if images is None else images
-    return set_bn_statistics(trunk.to(place.device), images, rotnet_augment(run['protocol'])[1])
+    return set_bn_statistics(trunk.to(place.device), images, crop_augment(run['protocol'])[1])
 
 def probe_blocks(run, place):
     "kNN on the features of each block; all training images are the bank"
     c = run['config']
     trunk = get_trunk(run, place)
     train,test = place.part(c['train'], c['test'])
-    probes = block_probe(trunk, train, test, rotnet_augment(run['protocol'])[1], dict(knn=knn_accuracy))
+    probes = block_probe(trunk, train, test, crop_augment(run['protocol'])[1], dict(knn=knn_accuracy))
     return dict(metrics=dict(knn=[p['knn'] for p in probes]), history=[], digest=weights_digest(trunk),
                 sizes=dict(bank=len(train), test=len(test)))
 
@@ -250,7 +250,7 @@ def run_transfer(run, place, change=None):
 def transfer_features(run, place, trunk, few, test, head, precision):
     "Features of the labelled and the test images, the mode to train in and its precision. Heads on the same blocks and images share them."
     c,device = run['config'], place.device
-    augment,norm = rotnet_augment(run['protocol'])
+    augment,norm = crop_augment(run['protocol'])
     before = torch.get_rng_state()
     if precision == 'auto': precision = head_precision(trunk, few, test, c['upto'], head, c['bs'], device)
     half,passes = precision == 'bf16', c.get('passes') or 1

@@ -24,12 +24,12 @@ from fastcore.basics import noop
 from matplotlib import pyplot as plt
 from torch import nn
 
-from ..augment import Augment, check_protocol, rotnet_augment
+from ..augment import Augment, check_protocol, crop_augment
 from ..data import InputError, image_dls, label_fraction
 from ..evaluate import accuracy_of, argmax_match, box_measures, mean_iou
 from ..fitting import weights_digest
 from ..heads import box_head, conv_head, make_head, nonlinear_head
-from ..learner import rotnet_opt, ssl_learner
+from ..learner import protocol_opt, ssl_learner
 from ..nets import feature_shape, init_nin
 from ..plots import history, plot_fractions, plot_history
 from ..results import by_setting, mean_spread, one_setting, values_of
@@ -186,14 +186,14 @@ def artefact(run, place):
     "A conv head on random blocks, frozen as TensorFlow 1 did it and frozen honestly, with everything else the same"
     c = run['config']
     train,test = place.part(c['train'], c['test'])
-    few,norm = label_fraction(train, c['labels']) if c['labels'] else train, rotnet_augment(run['protocol'])[1]
+    few,norm = label_fraction(train, c['labels']) if c['labels'] else train, crop_augment(run['protocol'])[1]
     few = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(0)))  # classes mixed, as in the batches of a fit
     trunk = get_trunk(run, place)
     torch.manual_seed(c['init'])
     own = dict(momentum=.9) if run['protocol'] == 'report' else {}  # BatchNorm of the head, as everywhere in that protocol
     net = nn.Sequential(freeze_like_keras1(deepcopy(trunk.upto(2))), conv_head(feature_shape(trunk, 2), train.c, **own))
     dls = image_dls(few, test.subset(slice(0,500)), c['bs'], device=place.device)
-    learn = ssl_learner(dls, net, metrics=accuracy, cbs=Augment(norm, norm), **rotnet_opt(run['protocol']))
+    learn = ssl_learner(dls, net, metrics=accuracy, cbs=Augment(norm, norm), **protocol_opt(run['protocol']))
     fit_run(learn, run, place)
     torch.manual_seed(c['init'])
     honest = transfer_learner(trunk, few, test, 2, 'conv', 'cached', run['protocol'], c['bs'], device=place.device)

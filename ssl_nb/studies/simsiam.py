@@ -19,7 +19,7 @@ from fastai.metrics import accuracy, accuracy_multi
 from matplotlib import pyplot as plt
 from torch import nn
 
-from ..augment import Flip, PadCrop, check_protocol, simsiam_augment
+from ..augment import Flip, PadCrop, check_protocol, view_augment
 from ..backbones import backbone
 from ..data import InputError, image_dls, label_fraction
 from ..evaluate import attribute_measures, base_rates, linear_probe, predict
@@ -101,7 +101,7 @@ def _settings(scale, protocol, data):
 # %% ../../nbs/57_simsiam_study.ipynb #fd3e8644
 def _views(run):
     "SimSiam's augmentation of a run, and what its plain images go through"
-    return simsiam_augment(run['config']['size'], STATS[run['config']['stats']])
+    return view_augment(run['config']['size'], STATS[run['config']['stats']])
 
 def views_to_learn(run, place):
     "The images that a run pretrains on: those of the data set, or noise"
