@@ -290,7 +290,9 @@ def probe_start(run, place):
 KINDS['siamese_probe'] = probe_start  # its name in the result files
 
 # %% ../../nbs/54_kinds.ipynb #da0c9344
-def image_shape(c): return (3, c['size'], c['size'])
+def image_shape(c):
+    "Shape of an image, by a run's configuration"
+    return (3, c['size'], c['size'])
 
 def cost_pretrain(run, place):
     "By the method, or as RotNet's"
