@@ -105,7 +105,7 @@ def _check_options(download, partial, data, seed):
 @call_parse
 @plain_errors
 def ssl_study(
-    study:str, # which: demo, rotnet, rotations (2, 4 or 8 turns), trials (settings, on held-out images), simsiam, or methods
+    study:str, # which study: demo, rotnet, rotations (2, 4 or 8 turns), trials (settings, on held-out images), simsiam, or methods
     scale:str='small', # how much of it: tiny (seconds), small (minutes on two cores), full (a GPU)
     protocol:str='best', # whose settings: best, paper or report; the demo has best only
     seed:int=0, # of the pretraining, the random blocks and the heads
