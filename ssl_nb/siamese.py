@@ -217,9 +217,10 @@ def views_learner(
 
 def cosine(
     learn, # of `views_learner`
-    epochs:int): # of the fit
+    epochs:int, # of the fit
+    constant:tuple=()): # indices of the parameter groups that keep their rate, such as a predictor
     "Half a cosine, after a warm-up of a tenth of it and at most five epochs"
-    learn.fit_cosine(epochs, warmup=min(5, epochs//10))
+    learn.fit_cosine(epochs, warmup=min(5, epochs//10), constant=constant)
 
 # %% ../nbs/12_siamese.ipynb #988efa25
 class Accumulate(Callback):

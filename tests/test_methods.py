@@ -11,6 +11,7 @@ from fastcore.basics import noop
 from torch import nn
 
 import ssl_nb.augment as augment
+import ssl_nb.fast  # `learn.fast`
 from ssl_nb.augment import CIFAR10_STATS, Normalize
 from ssl_nb.data import cifar10_sample, image_dls
 from ssl_nb.distributed import data_parallel

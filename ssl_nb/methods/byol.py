@@ -20,8 +20,7 @@ from ..learner import torch_opt
 from ..method import Method, register
 from .simsiam import negative_cosine
 from ..neighbours import pool
-from ..schedule import *  # `fit_cosine`
-from ..siamese import CollapseMonitor, plot_views, pooled_width, views_learner
+from ..siamese import CollapseMonitor, cosine, plot_views, pooled_width, views_learner
 
 # %% ../../nbs/15_byol.ipynb #942acd61
 def slow_share(
@@ -128,8 +127,4 @@ def byol_learner(
     return views_learner(dls, model, byol_loss, size, augment, monitor, accumulate, cbs=cbs, **{**defaults, **kwargs})
 
 # %% ../../nbs/15_byol.ipynb #d95c2b32
-def _fit(learn, epochs):
-    "A cosine, with a warm-up in long fits"
-    learn.fit_cosine(epochs, warmup=min(5, epochs//10))
-
-register(Method('byol', byol_learner, view_augment, 'Grill et al. 2020', _fit, lr=.4, picture=plot_views))
+register(Method('byol', byol_learner, view_augment, 'Grill et al. 2020', cosine, lr=.4, picture=plot_views))

@@ -23,8 +23,7 @@ from .rotation import rotate4, rotation_labels
 from .simsiam import SimSiam, simsiam_heads, simsiam_loss
 from ..neighbours import pool
 from ..nets import feature_shape
-from ..schedule import *  # `fit_cosine`
-from ..siamese import CollapseMonitor, Pairs, pooled_width, views_learner
+from ..siamese import CollapseMonitor, cosine, Pairs, pooled_width, views_learner
 
 # %% ../../nbs/18_essl.ipynb #b4cdef8e
 def smaller_crop(
@@ -151,9 +150,5 @@ def _groups(model):
     return [[p for part in (model.trunk, model.projector, model.head) for p in part.parameters()], list(model.predictor.parameters())]
 
 # %% ../../nbs/18_essl.ipynb #3b07380a
-def _fit(learn, epochs):
-    "A cosine, with a constant rate for the predictor"
-    learn.fit_cosine(epochs, warmup=min(5, epochs//10), constant=(1,))
-
-register(Method('essl', essl_learner, view_augment, 'Dangovski et al. 2022', _fit, lr=.25, picture=plot_turned_views,
+register(Method('essl', essl_learner, view_augment, 'Dangovski et al. 2022', partial(cosine, constant=(1,)), lr=.25, picture=plot_turned_views,
                 curves=('turn_accuracy','std','knn')))

@@ -6,6 +6,8 @@
 __all__ = ['SIMSIAM', 'negative_cosine', 'simsiam_loss', 'SimSiam', 'body_and_predictor', 'simsiam_heads', 'simsiam_learner']
 
 # %% ../../nbs/13_simsiam.ipynb #d1975654
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,8 +17,7 @@ from ..heads import predictor, projector
 from ..learner import torch_opt
 from ..method import Method, register
 from ..neighbours import pool
-from ..schedule import *  # `fit_cosine`
-from ..siamese import CollapseMonitor, plot_views, pooled_width, views_learner
+from ..siamese import CollapseMonitor, cosine, plot_views, pooled_width, views_learner
 
 # %% ../../nbs/13_simsiam.ipynb #0e4d9ebe
 def negative_cosine(
@@ -85,8 +86,4 @@ def _learner(dls, trunk, size=32, **kwargs):
     "With heads for a narrow net, which does not need the paper's wide ones"
     return simsiam_learner(dls, trunk, size=size, width=min(2048, 4*pooled_width(trunk, size)), **kwargs)
 
-def _fit(learn, epochs):
-    "A cosine, with a constant rate for the predictor"
-    learn.fit_cosine(epochs, warmup=min(5, epochs//10), constant=(1,))
-
-register(Method('simsiam', _learner, view_augment, 'Chen & He 2021', _fit, picture=plot_views))
+register(Method('simsiam', _learner, view_augment, 'Chen & He 2021', partial(cosine, constant=(1,)), picture=plot_views))

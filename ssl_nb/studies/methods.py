@@ -42,7 +42,7 @@ def methods_runs(
 # %% ../../nbs/58_methods_study.ipynb #65e41edd
 def methods_table(
     results:list): # of the study, any seeds; one protocol, scale and data set
-    "kNN (best block) and linear probe in per cent, mean ± standard deviation over seeds; seconds of the fastest, peak memory of the process"
+    "kNN (best block) and linear probe (%), mean ± standard deviation over seeds; seconds of the fastest; peak memory"
     rows = {}
     for name in dict.fromkeys(r['name'] for r in results):
         of = [r for r in results if r['name'] == name]
